@@ -1,0 +1,222 @@
+"""Augmentation of frames on the training device: the reference's random shift, kornia for the rest.
+
+Every draw is a pure function of (seed, step, stream), so a run resumes, and splits over ranks,
+without changing what it sees.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deflow_vision.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from jaxtyping import Int, UInt8
+
+KORNIA_PRESETS = {
+    "color_jitter": "ColorJitter(0.2, 0.2, 0.2, 0.05, p=0.5)",
+    "gaussian_blur": "RandomGaussianBlur((3, 3), (0.1, 1.0), p=0.5)",
+    "gaussian_noise": "RandomGaussianNoise(std=0.02, p=0.5)",
+    "grayscale": "RandomGrayscale(p=0.1)",
+    "random_affine": "RandomAffine(5.0, (0.05, 0.05), (0.95, 1.05), padding_mode='border', p=0.5)",
+    "random_erasing": "RandomErasing((0.02, 0.1), p=0.5)",
+}
+"""Short names, and the kornia calls that they stand for: small enough to keep a scene legible."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How frames are augmented.
+
+    Attributes:
+        probability: chance of the random shift, of a whole global batch (as the reference), or of
+            each sample with `per_sample`. 0 turns it off.
+        padding: greatest shift in pixels, to each side.
+        per_sample: toss the coin for each sample rather than once a batch.
+        kornia: kornia augmentations, applied in this order after the shift: short names (see
+            `KORNIA_PRESETS`) or calls such as `RandomGaussianBlur((3, 3), (0.1, 2.0), p=0.3)`.
+    """
+
+    probability: float = 0.5
+    padding: int = 3
+    per_sample: bool = False
+    kornia: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"augment probability is {self.probability}, choose one in [0, 1]")
+        if self.padding < 0:
+            raise ValueError(f"augment padding is {self.padding} pixels, choose 0 or more")
+
+
+class Augmentation:
+    """Augments the frames of batch `step`: one draw a sample, the same for all of its frames.
+
+    Args:
+        config: what to apply.
+        seed: the run's seed.
+        num_streams: parts of the global batch.
+        streams: the parts of this process, in the order in which they lie in its batches.
+
+    Raises:
+        ValueError: a stream that does not exist, or a kornia augmentation that cannot be built.
+    """
+
+    def __init__(
+        self, config: AugmentConfig, seed: int, num_streams: int = 1, streams: Sequence[int] = (0,)
+    ) -> None:
+        if not streams or not set(streams) <= set(range(num_streams)):
+            raise ValueError(f"streams {tuple(streams)} are not among the {num_streams} of the run")
+        self.config = config
+        self.seed = seed
+        self.streams = tuple(streams)
+        self._kornia = _build_kornia(config.kornia) if config.kornia else None
+
+    def __call__(self, frames: UInt8[Tensor, "B T H W C"], step: int) -> UInt8[Tensor, "B T H W C"]:
+        """Returns the augmented frames; the input is not changed.
+
+        Args:
+            frames: the frames of s and s' of each sample, in [0, 255], on any device.
+            step: the number of the batch.
+
+        Raises:
+            ValueError: frames that are not uint8 or do not divide among the streams.
+        """
+        if frames.dtype != torch.uint8 or frames.ndim != 5:
+            raise ValueError(
+                f"augmentation takes uint8 frames (B, T, H, W, C), "
+                f"got {frames.dtype} {tuple(frames.shape)}"
+            )
+        if len(frames) % len(self.streams):
+            raise ValueError(
+                f"a batch of {len(frames)} does not divide among {len(self.streams)} streams"
+            )
+        offsets = self._offsets(step, len(frames) // len(self.streams))
+        if offsets is not None:
+            frames = shift(frames, torch.from_numpy(offsets).to(frames.device), self.config.padding)
+        if self._kornia is None:
+            return frames
+        parts = frames.chunk(len(self.streams))
+        return torch.cat(
+            [self._apply_kornia(part, step, s) for part, s in zip(parts, self.streams, strict=True)]
+        )
+
+    def _offsets(self, step: int, samples: int) -> np.ndarray | None:
+        """Offsets (B, 2) in [0, 2 * padding], or None where nothing is to be shifted."""
+        config = self.config
+        if config.per_sample:
+            coin = config.probability > 0
+        else:  # the key has no stream: every rank tosses the same coin
+            rng = np.random.default_rng(derive_seed(self.seed, "augment-coin", step))
+            coin = rng.random() < config.probability
+        if not coin or config.padding == 0:
+            return None
+        parts = []
+        for stream in self.streams:
+            rng = np.random.default_rng(derive_seed(self.seed, "augment", step, stream))
+            offsets = rng.integers(0, 2 * config.padding, size=(samples, 2), endpoint=True)
+            if config.per_sample:
+                offsets[rng.random(samples) >= config.probability] = config.padding  # no shift
+            parts.append(offsets)
+        return np.concatenate(parts)
+
+    def _apply_kornia(self, frames: Tensor, step: int, stream: int) -> Tensor:
+        """One stream's frames through kornia, whose draws come from the global generators."""
+        assert self._kornia is not None
+        on_gpu = frames.device.type == "cuda"
+        seed = derive_seed(self.seed, "augment-kornia", step, stream)
+        with torch.random.fork_rng([frames.device] if on_gpu else []), torch.no_grad():
+            torch.default_generator.manual_seed(seed)
+            if on_gpu:
+                with torch.cuda.device(frames.device):
+                    torch.cuda.manual_seed(seed)
+            images = frames.movedim(-1, 2) / 255  # (B, T, C, H, W)
+            augmented: Tensor = self._kornia(images)
+        if augmented.shape != images.shape:
+            raise ValueError(
+                f"augment.kornia {self.config.kornia} turns frames {tuple(images.shape)} into "
+                f"{tuple(augmented.shape)}: choose augmentations that keep the size"
+            )
+        return (augmented * 255).round().clamp(0, 255).to(torch.uint8).movedim(2, -1).contiguous()
+
+
+def shift(
+    frames: UInt8[Tensor, "B T H W C"], offsets: Int[Tensor, "B 2"], padding: int
+) -> UInt8[Tensor, "B T H W C"]:
+    """Pads each frame by its edge pixels and crops it back at the sample's offset, in one gather.
+
+    Args:
+        frames: the frames of each sample.
+        offsets: top and left corner of the crop in the padded frame, in [0, 2 * padding].
+        padding: pixels to each side.
+
+    Returns:
+        frames of the same size: pixel (i, j) is padded[i + top, j + left].
+    """
+    num_samples, num_frames, height, width, _ = frames.shape
+    device = frames.device
+    # Clamping the index is edge padding, without a padded copy.
+    rows = torch.arange(height, device=device) + offsets[:, :1] - padding  # (B, H)
+    columns = torch.arange(width, device=device) + offsets[:, 1:] - padding  # (B, W)
+    return frames[
+        torch.arange(num_samples, device=device)[:, None, None, None],
+        torch.arange(num_frames, device=device)[:, None, None],
+        rows.clamp(0, height - 1)[:, None, :, None],
+        columns.clamp(0, width - 1)[:, None, None, :],
+    ]
+
+
+def _build_kornia(texts: Sequence[str]) -> torch.nn.Module:
+    """The named augmentations as one module over (B, T, C, H, W), one draw a sample."""
+    from kornia import augmentation
+
+    sequence: torch.nn.Module = augmentation.VideoSequential(
+        *(_build_one(text) for text in texts), data_format="BTCHW", same_on_frame=True
+    )
+    return sequence
+
+
+def _build_one(text: str) -> torch.nn.Module:
+    """One kornia augmentation from its short name, its class name, or a call with literals."""
+    from kornia import augmentation
+
+    known = {
+        name: cls
+        for name, cls in vars(augmentation).items()
+        if isinstance(cls, type)
+        and issubclass(cls, augmentation.AugmentationBase2D)
+        and "Base" not in name
+    }
+    try:
+        call = ast.parse(KORNIA_PRESETS.get(text, text), mode="eval").body
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        if isinstance(call, ast.Call):
+            args = [ast.literal_eval(argument) for argument in call.args]
+            kwargs = {str(key.arg): ast.literal_eval(key.value) for key in call.keywords}
+            call = call.func
+        name = ast.unparse(call)
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"cannot read augment.kornia {text!r}: write a name, or a call with plain values such "
+            f"as 'RandomGaussianBlur((3, 3), (0.1, 2.0), p=0.3)' ({error})"
+        ) from error
+    if name not in known:
+        near = difflib.get_close_matches(name, [*KORNIA_PRESETS, *known], n=3, cutoff=0.5)
+        raise ValueError(
+            f"unknown kornia augmentation {name!r}; "
+            f"nearest: {', '.join(near) or 'none'}; short names: {', '.join(KORNIA_PRESETS)}"
+        )
+    try:
+        module: torch.nn.Module = known[name](*args, **kwargs)
+    except Exception as error:  # kornia's checks raise many types
+        raise ValueError(f"kornia refuses augment.kornia {text!r}: {error}") from error
+    return module
