@@ -9,9 +9,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    Losses = dict[str, Tensor]
-    Metrics = dict[str, Tensor]
-
 
 class Batch(NamedTuple):
     """A batch of transitions on the training device, as every agent takes it.

@@ -1,0 +1,55 @@
+"""Networks that make actions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from deflow_vision.networks.mlp import MLP
+
+
+class VelocityField(nn.Module):
+    """v(z, x, t), the velocity at point x and time t of a flow over actions, given features z.
+
+    t enters as a raw scalar, without an embedding; the output is not squashed. Called without time
+    it is a map of (z, a) to a vector of A numbers: DeFlow's refinement, FQL's one-step policy.
+
+    Args:
+        feature_dim: D.
+        action_dim: A.
+        hidden_dims: widths of the hidden layers.
+        timed: whether the network takes t.
+        layer_norm: normalise after each activation (off in every published run).
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int],
+        *,
+        timed: bool = True,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        in_dim = feature_dim + action_dim + int(timed)
+        self.mlp = MLP(in_dim, hidden_dims, action_dim, layer_norm=layer_norm)
+
+    def forward(
+        self,
+        features: Float[Tensor, "B D"],
+        actions: Float[Tensor, "B A"],
+        times: Float[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B A"]:
+        """Velocities (or displacements) at `actions`.
+
+        Args:
+            features: z = encoder(s).
+            actions: x, the point on the flow's path, or the base action.
+            times: t in [0, 1], or None for a network without time.
+        """
+        inputs = [features, actions] if times is None else [features, actions, times.unsqueeze(-1)]
+        return self.mlp(torch.cat(inputs, dim=-1))  # type: ignore[no-any-return]

@@ -1,0 +1,158 @@
+"""The encoder seam: the only place where observations become features.
+
+No other network sees an observation. One `ObservationEncoder`, owned by the agent, decides which
+losses train the encoder; state tasks pass through the identity on the same path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from deflow_vision.networks.ema import ema_copy, ema_update
+from deflow_vision.networks.impala import Impala
+from deflow_vision.types import Spec
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """How observations become features."""
+
+    name: str = "auto"
+    """auto (identity for state, impala_small for pixels), identity, impala, impala_small,
+    impala_large, impala_debug, or timm:<model>."""
+    sharing: Literal["shared", "separate"] = "shared"
+    """shared: one encoder for all heads. separate: one a head, as the reference code has it."""
+    gradients_from: tuple[str, ...] = ("critic", "flow")
+    """The heads whose losses train a shared encoder; the others get its features detached."""
+    weights: Path | None = None
+    """A local safetensors file of pretrained weights, for timm models."""
+    freeze: bool = False
+    """Whether the encoder stays as it is loaded."""
+
+
+class Identity(nn.Module):
+    """Features are the state itself: z = s.
+
+    Args:
+        observation_shape: (D,).
+    """
+
+    def __init__(self, observation_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        (self.feature_dim,) = observation_shape
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return observations (B, D) float32 unchanged."""
+        return observations
+
+
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    "identity": Identity,
+    "impala": Impala,
+    "impala_small": partial(Impala, num_blocks=1),
+    "impala_large": partial(Impala, stack_sizes=(64, 128, 128), feature_dim=1024),
+    "impala_debug": partial(Impala, num_blocks=1, stack_sizes=(4, 4)),
+}
+"""Encoders by name. Each has `feature_dim` and maps (B, H, W, C) uint8 (or (B, D)) to (B, D)."""
+
+
+def make_encoder(spec: Spec, config: EncoderConfig) -> nn.Module:
+    """Build one encoder for the observations of `spec`.
+
+    Raises:
+        ValueError: the name is unknown, or its encoder does not fit this kind of observation.
+    """
+    name = config.name
+    if name == "auto":
+        name = "impala_small" if spec.pixels else "identity"
+    if (name == "identity") == spec.pixels:
+        kind = "pixel" if spec.pixels else "state"
+        raise ValueError(
+            f"encoder {name!r} does not fit {kind} observations of shape "
+            f"{spec.observation_shape}; use --encoder.name auto"
+        )
+    if name.startswith("timm:"):
+        from deflow_vision.networks.timm_encoder import TimmEncoder  # slow to import
+
+        return TimmEncoder(
+            name.removeprefix("timm:"),
+            spec.observation_shape,
+            weights=config.weights,
+            freeze=config.freeze,
+        )
+    if name not in ENCODERS:
+        raise ValueError(f"unknown encoder {name!r}; choose {', '.join(ENCODERS)} or timm:<model>")
+    if config.weights is not None:
+        raise ValueError(f"encoder.weights is for timm:<model> encoders, not for {name!r}")
+    return ENCODERS[name](spec.observation_shape)
+
+
+class ObservationEncoder(nn.Module):
+    """Features for every head of an agent, and who trains what.
+
+    Shared: an observation is encoded once; the heads in `gradients_from` get the features with
+    their graph, the others get them detached. Separate: one encoder a head, each trained by its own
+    head alone. The target critic reads an EMA copy of the critic's encoder either way.
+
+    Args:
+        spec: what observations look like.
+        config: which encoder, shared by whom.
+        heads: names of the heads, "critic" among them.
+
+    Raises:
+        ValueError: `gradients_from` names a head that the agent does not have.
+    """
+
+    def __init__(self, spec: Spec, config: EncoderConfig, heads: Sequence[str]) -> None:
+        super().__init__()
+        if unknown := set(config.gradients_from) - set(heads):
+            raise ValueError(
+                f"encoder.gradients_from names {sorted(unknown)}; this agent's heads are "
+                f"{', '.join(heads)}"
+            )
+        self.heads = tuple(heads)
+        self.shared = config.sharing == "shared"
+        self.gradients_from = () if config.freeze else config.gradients_from
+        self.encoders = nn.ModuleDict(
+            {name: make_encoder(spec, config) for name in (["shared"] if self.shared else heads)}
+        )
+        if config.freeze:
+            self.encoders.requires_grad_(False)
+        self.target = ema_copy(self._of("critic"))
+        self.feature_dim = int(self._of("critic").feature_dim)  # type: ignore[arg-type]
+
+    def forward(
+        self, observations: Tensor, heads: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Features (B, D) by head.
+
+        Args:
+            observations: (B, H, W, C) uint8 or (B, D) float32.
+            heads: the heads that are needed; all of them by default.
+        """
+        heads = self.heads if heads is None else heads
+        if not self.shared:
+            return {head: self.encoders[head](observations) for head in heads}
+        features = self.encoders["shared"](observations)
+        return {
+            head: features if head in self.gradients_from else features.detach() for head in heads
+        }
+
+    @torch.no_grad()
+    def encode_target(self, observations: Tensor) -> Tensor:
+        """Features (B, D) for the target critic."""
+        return self.target(observations)  # type: ignore[no-any-return]
+
+    def update_target(self, tau: float) -> None:
+        """Mix the critic's encoder into its EMA copy."""
+        ema_update(self.target, self._of("critic"), tau)
+
+    def _of(self, head: str) -> nn.Module:
+        return self.encoders["shared" if self.shared else head]

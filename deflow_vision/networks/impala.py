@@ -1,0 +1,91 @@
+"""The IMPALA encoder as the reference builds it (OGBench, FQL)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deflow_vision.networks.mlp import gelu
+
+
+class Impala(nn.Module):
+    """Residual convolutional stacks, flattened, Dense, GELU (Espeholt et al., arXiv 1802.01561).
+
+    Each stack: conv 3x3, max-pool 3x3 of stride 2, then residual blocks (ReLU, conv, ReLU, conv,
+    add). Kernels are Xavier uniform, biases zero, nothing is normalised. Pixels are divided by 255.
+
+    Args:
+        observation_shape: (H, W, C), C already times the frame stack.
+        stack_sizes: channels of each stack.
+        num_blocks: residual blocks a stack.
+        feature_dim: D, the width of the last layer.
+    """
+
+    def __init__(
+        self,
+        observation_shape: tuple[int, int, int],
+        stack_sizes: Sequence[int] = (16, 32, 32),
+        num_blocks: int = 2,
+        feature_dim: int = 512,
+    ) -> None:
+        super().__init__()
+        height, width, channels = observation_shape
+        self.feature_dim = feature_dim
+        self.stacks = nn.ModuleList()
+        for size in stack_sizes:
+            self.stacks.append(_Stack(channels, size, num_blocks))
+            height, width, channels = (height + 1) // 2, (width + 1) // 2, size
+        self.dense = nn.Linear(height * width * channels, feature_dim)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Encode observations (B, H, W, C) uint8 into features (B, D)."""
+        # As (B, C, H, W) this memory is channels-last already, the fast layout for convolutions.
+        x = observations.permute(0, 3, 1, 2).float() / 255
+        for stack in self.stacks:
+            x = stack(x)
+        x = F.relu(x).permute(0, 2, 3, 1).flatten(1)  # the reference flattens (H, W, C)
+        return gelu(self.dense(x))
+
+
+class _Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual: Tensor = self.second(F.relu(self.first(F.relu(x))))
+        return x + residual
+
+
+class _Stack(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.blocks = nn.Sequential(*(_Block(out_channels) for _ in range(num_blocks)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(same_max_pool(self.conv(x)))  # type: ignore[no-any-return]
+
+
+def same_max_pool(x: Tensor) -> Tensor:
+    """Max-pool 3x3 of stride 2 with the reference's SAME padding.
+
+    Of an even side only the right (bottom) edge is padded; `padding=1` would shift the windows.
+
+    Args:
+        x: (B, C, H, W).
+
+    Returns:
+        (B, C, ceil(H / 2), ceil(W / 2)).
+    """
+    top, left = x.shape[-2] % 2, x.shape[-1] % 2
+    x = F.pad(x, (left, 1, top, 1), value=-torch.inf)
+    return F.max_pool2d(x, kernel_size=3, stride=2)

@@ -1,0 +1,113 @@
+"""Multilayer perceptrons as the reference builds them (FQL, OGBench).
+
+Each hidden layer is Dense -> GELU in its tanh approximation -> LayerNorm (eps 1e-6) where asked;
+kernels are Xavier uniform, biases zero. Under autocast the trunk runs in bfloat16 and the last
+layer in float32: in bfloat16 a Q of -97.3 would become -97.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-6
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh approximation, elementwise."""
+    return F.gelu(x, approximate="tanh")
+
+
+class MLP(nn.Module):
+    """x -> W_L h(... h(W_1 x)), with h = GELU (then LayerNorm).
+
+    Args:
+        in_dim: width of the input.
+        hidden_dims: widths of the hidden layers.
+        out_dim: width of the output.
+        layer_norm: normalise after each activation.
+        out_gain: gain of the Xavier initialisation of the last kernel.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dims: Sequence[int],
+        out_dim: int,
+        *,
+        layer_norm: bool = False,
+        out_gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        widths = [in_dim, *hidden_dims]
+        self.hidden = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(width, eps=LAYER_NORM_EPS) if layer_norm else nn.Identity()
+            for width in hidden_dims
+        )
+        self.out = nn.Linear(widths[-1], out_dim)
+        for layer in [*self.hidden, self.out]:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        nn.init.xavier_uniform_(self.out.weight, gain=out_gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., in_dim) to (..., out_dim) float32."""
+        for layer, norm in zip(self.hidden, self.norms, strict=True):
+            x = norm(gelu(layer(x)))
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.out.weight, self.out.bias)
+
+
+class EnsembleMLP(nn.Module):
+    """E independent MLPs on the same input: their weights stacked, one batched product a layer.
+
+    Args:
+        num_members: E.
+        in_dim: width of the input.
+        hidden_dims: widths of the hidden layers.
+        out_dim: width of the output.
+        layer_norm: normalise after each activation, with a scale and a shift a member.
+    """
+
+    def __init__(
+        self,
+        num_members: int,
+        in_dim: int,
+        hidden_dims: Sequence[int],
+        out_dim: int,
+        *,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        widths = [in_dim, *hidden_dims, out_dim]
+        self.weights = nn.ParameterList(
+            _stacked_xavier(num_members, i, o) for i, o in pairwise(widths)
+        )
+        self.biases = nn.ParameterList(torch.zeros(num_members, 1, o) for o in widths[1:])
+        normed = hidden_dims if layer_norm else ()
+        self.norm_scales = nn.ParameterList(torch.ones(num_members, 1, o) for o in normed)
+        self.norm_shifts = nn.ParameterList(torch.zeros(num_members, 1, o) for o in normed)
+        self.num_members = num_members
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, in_dim), the same for all members, to (E, B, out_dim) float32."""
+        x = x.expand(self.num_members, *x.shape)
+        for i in range(len(self.weights) - 1):
+            x = gelu(torch.baddbmm(self.biases[i], x, self.weights[i]))
+            if self.norm_scales:
+                x = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
+                x = x * self.norm_scales[i] + self.norm_shifts[i]
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.baddbmm(self.biases[-1], x.float(), self.weights[-1])
+
+
+def _stacked_xavier(num_members: int, in_dim: int, out_dim: int) -> Tensor:
+    weight = torch.empty(num_members, in_dim, out_dim)
+    for member in weight:  # a member at a time: the fans are those of one member
+        nn.init.xavier_uniform_(member)
+    return weight
