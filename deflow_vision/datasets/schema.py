@@ -1,0 +1,136 @@
+"""What is on disk in a store: names, dtypes, chunks and digests of schema v1."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+
+FORMAT = "deflow-vision-store"
+VERSION = 1
+SPLITS = ("train", "val")
+SIDE_DTYPES = {"qpos": "float32", "qvel": "float32", "button_states": "int64"}
+
+_CHUNK_BYTES = 1_572_864  # 128 frames of 64 x 64 x 3
+_MAX_CHUNK_ROWS = 4096
+_CHUNKS_PER_SHARD = 16  # a million frames are 489 files instead of 7,813
+
+
+class StoreError(RuntimeError):
+    """A store is missing, incomplete, altered, or of another kind than was asked for."""
+
+
+def create_array(
+    group: Any, name: str, row_shape: Sequence[int], dtype: str, chunk: int | None = None
+) -> Any:
+    """An empty, appendable array in `group`.
+
+    Args:
+        group: a `zarr.Group` open for writing.
+        name: the array's name in the group.
+        row_shape: shape of one row.
+        dtype: NumPy's name of the dtype.
+        chunk: rows a chunk; by default as many as make 1.5 MiB, at most 4,096.
+
+    Returns:
+        A `zarr.Array` of shape (0, *row_shape), every chunk with zstd's own checksum.
+    """
+    row_bytes = int(np.prod(row_shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    rows = chunk or max(1, min(_MAX_CHUNK_ROWS, _CHUNK_BYTES // max(1, row_bytes)))
+    # Without the checksum a flipped byte would be read silently; without `write_empty_chunks` a
+    # deleted file could not be told from a block of zeros.
+    return group.create_array(
+        name,
+        shape=(0, *row_shape),
+        chunks=(rows, *row_shape),
+        shards=(rows * _CHUNKS_PER_SHARD, *row_shape),
+        dtype=dtype,
+        compressors=ZstdCodec(level=3, checksum=True),
+        fill_value=0,
+        config={"write_empty_chunks": True},
+    )
+
+
+def array_digest(directory: Path) -> str:
+    """SHA-256 over the names and the SHA-256 of all files of an array, in hexadecimal.
+
+    Args:
+        directory: the array's folder in the store.
+    """
+    total = hashlib.sha256()
+    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
+        with file.open("rb") as stream:
+            block = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{file.relative_to(directory).as_posix()} {block}\n".encode())
+    return total.hexdigest()
+
+
+def missing_block(array: Any, directory: Path) -> Path | None:
+    """The first file of `array` that is absent or empty, or None. zarr would read it as zeros."""
+    num_files = -(-array.shape[0] // array.shards[0])
+    for number in range(num_files):
+        file = directory.joinpath("c", str(number), *("0" for _ in array.shape[1:]))
+        if not file.is_file() or file.stat().st_size == 0:
+            return file
+    return None
+
+
+def read_rows(array: Any, start: int, stop: int) -> np.ndarray:
+    """Rows [start, stop) of an array of a store, as one contiguous read.
+
+    Args:
+        array: a `zarr.Array` of a store.
+        start: first row.
+        stop: one past the last row.
+
+    Returns:
+        The rows in memory, (stop - start, ...).
+
+    Raises:
+        StoreError: a block does not decode or fails its checksum; names the array and the block.
+    """
+    try:
+        return np.asarray(array[start:stop])
+    except (RuntimeError, ValueError, OSError) as error:
+        block, rows = _first_bad_block(array, start, stop)
+        root = array.store.root
+        raise StoreError(
+            f"{root}: array {array.path}, block {block} (rows {rows[0]} to {rows[1] - 1}) cannot "
+            f"be read: {error}. Run `python scripts/data.py verify {root}`, then collect, download "
+            "or convert it again."
+        ) from error
+
+
+def read_all(array: Any) -> np.ndarray:
+    """The whole array in memory, read a file at a time; raises like `read_rows`."""
+    rows = np.empty(array.shape, array.dtype)
+    for start in range(0, len(rows), array.shards[0]):
+        stop = min(start + array.shards[0], len(rows))
+        rows[start:stop] = read_rows(array, start, stop)
+    return rows
+
+
+def open_root(path: Path, mode: str) -> Any:
+    """The store's root group; a wrong kind of folder is a `StoreError`."""
+    if not (path / "zarr.json").is_file():
+        raise StoreError(f"{path} is not a deflow-vision store: it has no zarr.json.")
+    try:
+        return zarr.open_group(path, mode=mode, zarr_format=3, use_consolidated=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise StoreError(f"{path} is not a deflow-vision store: {error}") from error
+
+
+def _first_bad_block(array: Any, start: int, stop: int) -> tuple[int, tuple[int, int]]:
+    rows = array.chunks[0]
+    for block in range(start // rows, -(-stop // rows)):
+        span = (block * rows, min((block + 1) * rows, array.shape[0]))
+        try:
+            array[span[0] : span[1]]
+        except (RuntimeError, ValueError, OSError):
+            return block, span
+    return start // rows, (start, stop)

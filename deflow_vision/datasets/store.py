@@ -1,0 +1,250 @@
+"""Stores of trajectories, schema v1: open one, read it, check it.
+
+A Zarr v3 group with `train/` and, mostly, `val/`. In each: `observations` (uint8 (N, H, W, C) or
+float32 (N, D); every state once, the last of each episode included), `actions` (N, A),
+`episode_ends` (E,) exclusive, side arrays such as `qpos`, and `tasks/<goal>/{rewards,masks}` (N,).
+`writer.py` makes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deflow_vision.datasets.schema import (
+    FORMAT,
+    SIDE_DTYPES,
+    SPLITS,
+    VERSION,
+    StoreError,
+    array_digest,
+    missing_block,
+    open_root,
+    read_all,
+    read_rows,
+)
+from deflow_vision.datasets.writer import StoreWriter, add_goals
+
+__all__ = ["Split", "Store", "StoreError", "StoreWriter", "add_goals", "open_store", "verify"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a store. The arrays are lazy: read contiguous rows with `schema.read_rows`.
+
+    Attributes:
+        name: "train" or "val".
+        observations: zarr array (N, H, W, C) uint8 or (N, D) float32.
+        actions: zarr array (N, A) float32; zero at the last state of an episode.
+        episode_ends: (E,) int64, one past the last state of each episode, in memory.
+        side: further zarr arrays by name, each (N, ...).
+    """
+
+    name: str
+    observations: Any
+    actions: Any
+    episode_ends: np.ndarray
+    side: dict[str, Any]
+    _tasks: dict[str, tuple[Any, Any]]
+
+    @property
+    def num_states(self) -> int:
+        """N, the number of stored states."""
+        return int(self.observations.shape[0])
+
+    @property
+    def num_transitions(self) -> int:
+        """N - E: a state that ends an episode starts no transition."""
+        return self.num_states - len(self.episode_ends)
+
+    @property
+    def pixels(self) -> bool:
+        """Whether observations are images."""
+        return str(self.observations.dtype) == "uint8"
+
+    def goals(self) -> list[str]:
+        """The goals that have rewards and masks here."""
+        return sorted(self._tasks)
+
+    def rewards(self, goal: str) -> np.ndarray:
+        """Reward of each stored state for `goal`, (N,) float32."""
+        return read_all(self._goal(goal)[0])
+
+    def masks(self, goal: str) -> np.ndarray:
+        """0 where no bootstrap follows, else 1, for each stored state, (N,) float32."""
+        return read_all(self._goal(goal)[1])
+
+    def _goal(self, goal: str) -> tuple[Any, Any]:
+        if goal not in self._tasks:
+            raise StoreError(
+                f"{self.observations.store.root}: no rewards for the goal {goal!r} in "
+                f"{self.name}/tasks; it has {', '.join(self.goals()) or 'none'}."
+            )
+        return self._tasks[goal]
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open, complete store.
+
+    Attributes:
+        path: its folder.
+        attributes: what it says of itself: `source`, `env_id`, `seeds`, `versions`,
+            `render_profile`, `counts`, `digests`.
+        splits: "train" and, unless None, "val".
+    """
+
+    path: Path
+    attributes: dict[str, Any]
+    splits: dict[str, Split | None]
+
+    @property
+    def train(self) -> Split:
+        """The training split, which every store has."""
+        split = self.splits["train"]
+        assert split is not None
+        return split
+
+    @property
+    def val(self) -> Split | None:
+        """The validation split, if there is one."""
+        return self.splits["val"]
+
+
+def open_store(path: Path) -> Store:
+    """Open a store and check its format, version, completeness, shapes and counts.
+
+    Cheap: contents are checked by `verify`, and by each block's checksum as it is read.
+
+    Args:
+        path: the store's folder.
+
+    Returns:
+        The store, read-only.
+
+    Raises:
+        StoreError: it is missing, not a store, incomplete, of another version, or lacks an array.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise StoreError(_missing_message(path))
+    root = open_root(path, "r")
+    attributes = dict(root.attrs)
+    if attributes.get("format") != FORMAT:
+        raise StoreError(
+            f"{path} is not a deflow-vision store: its format is {attributes.get('format')!r}. "
+            "`python scripts/data.py convert` makes one from an OGBench .npz file."
+        )
+    if attributes.get("version") != VERSION:
+        raise StoreError(
+            f"{path} has schema version {attributes.get('version')!r}; this program reads version "
+            f"{VERSION}. Collect, download or convert it again, or use the release that wrote it."
+        )
+    if attributes.get("complete") is not True:
+        raise StoreError(
+            f"{path} is incomplete: its writer did not finish. Delete it, then collect, download "
+            "or convert it again."
+        )
+    splits = {
+        name: _open_split(path, root, name, attributes) if name in attributes["counts"] else None
+        for name in SPLITS
+    }
+    return Store(path, attributes, splits)
+
+
+def verify(path: Path) -> list[str]:
+    """Read a whole store and check every digest and every invariant.
+
+    Args:
+        path: the store's folder.
+
+    Returns:
+        What is wrong, a sentence each, with the array and the block; empty if all is well.
+    """
+    try:
+        store = open_store(path)
+    except StoreError as error:
+        return [str(error)]
+    problems = []
+    for name, digest in store.attributes["digests"].items():
+        problems += _check_array(open_root(store.path, "r")[name], store.path / name, digest)
+    for split in store.splits.values():
+        if split is not None:
+            problems += _check_ends(split)
+    return problems
+
+
+def _open_split(path: Path, root: Any, name: str, attributes: dict[str, Any]) -> Split:
+    counts, arrays = attributes["counts"][name], {}
+    prefix = f"{name}/"
+    for key in attributes["digests"]:
+        if key.startswith(prefix):
+            arrays[key.removeprefix(prefix)] = _open_array(path, root, key)
+    for key in ("observations", "actions", "episode_ends"):
+        if key not in arrays:
+            raise _lacks(path, f"array {prefix}{key} is missing")
+    for key, array in arrays.items():
+        expected = counts["episodes" if key == "episode_ends" else "states"]
+        if array.shape[0] != expected:
+            raise _lacks(path, f"array {prefix}{key} has {array.shape[0]} rows, not {expected}")
+    goals = sorted({key.split("/")[1] for key in arrays if key.startswith("tasks/")})
+    return Split(
+        name=name,
+        observations=arrays["observations"],
+        actions=arrays["actions"],
+        episode_ends=read_all(arrays["episode_ends"]),
+        side={key: arrays[key] for key in arrays if key in SIDE_DTYPES},
+        _tasks={g: (arrays[f"tasks/{g}/rewards"], arrays[f"tasks/{g}/masks"]) for g in goals},
+    )
+
+
+def _open_array(path: Path, root: Any, key: str) -> Any:
+    try:
+        array = root[key]
+    except (KeyError, ValueError, OSError) as error:
+        raise _lacks(path, f"array {key} is missing") from error
+    file = missing_block(array, path / key)
+    if file is not None:
+        raise _lacks(path, f"array {key} lacks the block {file.relative_to(path)}")
+    return array
+
+
+def _check_array(array: Any, directory: Path, digest: str) -> list[str]:
+    problems = []
+    for start in range(0, array.shape[0], array.shards[0]):
+        try:
+            rows = read_rows(array, start, min(start + array.shards[0], array.shape[0]))
+        except StoreError as error:
+            problems.append(str(error))
+            continue
+        if array.path.endswith("/masks") and not np.isin(rows, (0, 1)).all():
+            problems.append(f"{array.path}: values other than 0 and 1 from row {start} on")
+        if not np.isfinite(rows).all():
+            problems.append(f"{array.path}: values that are not finite from row {start} on")
+    if not problems and array_digest(directory) != digest:
+        problems.append(f"{array.path}: its files are not those that were written (digest differs)")
+    return problems
+
+
+def _check_ends(split: Split) -> list[str]:
+    ends = split.episode_ends
+    if np.all(np.diff(ends, prepend=0) > 0) and ends[-1] == split.num_states:
+        return []
+    return [f"{split.name}/episode_ends does not rise to the {split.num_states} stored states"]
+
+
+def _lacks(path: Path, what: str) -> StoreError:
+    return StoreError(f"{path} is damaged: {what}. Collect, download or convert it again.")
+
+
+def _missing_message(path: Path) -> str:
+    name = path.stem
+    return (
+        f"There is no dataset at {path}. Make it with one of\n"
+        f"  python scripts/data.py collect {name}\n"
+        f"  python scripts/data.py download {name}\n"
+        f"  python scripts/data.py convert {name}.npz"
+    )
