@@ -1,0 +1,157 @@
+"""Whether a split is held in memory or streamed, decided from sizes before anything is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from deflow_vision.datasets.store import Split
+
+Residency = Literal["auto", "ram", "stream"]
+WINDOW_BLOCKS = 128
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a sampler will hold in memory.
+
+    Attributes:
+        residency: "ram" or "stream".
+        why: what decided it, in words.
+        num_frames: N.
+        frame_shape: of a stored observation.
+        frame_bytes: bytes of one.
+        column_bytes: bytes of actions, rewards and masks, which are always in memory.
+        block_length: frames of a block of `stream`.
+        window_blocks: blocks of a window, over all streams.
+        window_bytes: bytes of the two windows that this process holds at once.
+    """
+
+    residency: Literal["ram", "stream"]
+    why: str
+    num_frames: int
+    frame_shape: tuple[int, ...]
+    frame_bytes: int
+    column_bytes: int
+    block_length: int
+    window_blocks: int
+    window_bytes: int
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of all observations, uncompressed."""
+        return self.num_frames * self.frame_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes that the sampler holds."""
+        frames = self.raw_bytes if self.residency == "ram" else self.window_bytes
+        return frames + self.column_bytes
+
+    def describe(self) -> str:
+        """The plan as a few lines of text."""
+        shape = "x".join(map(str, self.frame_shape))
+        lines = [
+            f"observations  {self.num_frames:,} of {shape}, {self.raw_bytes / _GIB:.2f} GiB raw",
+            f"residency     {self.residency}: {self.why}",
+            f"in memory     {self.total_bytes / _GIB:.2f} GiB",
+        ]
+        if self.residency == "stream":
+            lines.append(
+                f"blocks        {self.block_length} frames, {self.window_blocks} in a window, two "
+                f"windows at once ({self.window_bytes / _GIB:.2f} GiB)"
+            )
+        return "\n".join(lines)
+
+
+def plan_residency(
+    split: Split,
+    budget_bytes: int | None = None,
+    *,
+    residency: Residency = "auto",
+    frame_stack: int = 1,
+    num_streams: int = 1,
+    streams: Sequence[int] = (0,),
+    block_length: int | None = None,
+    window_blocks: int = WINDOW_BLOCKS,
+) -> MemoryPlan:
+    """Choose where a split's frames live. Reads and allocates nothing.
+
+    Args:
+        split: the split.
+        budget_bytes: what the sampler may hold; by default half of the memory available.
+        residency: "auto" takes "ram" where all fits the budget, else "stream".
+        frame_stack: frames of an observation.
+        num_streams: streams of the run.
+        streams: those of this process.
+        block_length: frames of a block; by default two chunks of the store.
+        window_blocks: blocks of a window, over all streams. It does not follow the budget: the
+            rows of a batch depend on it, and they must not depend on the machine.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: an unknown residency, or one that does not fit into memory.
+    """
+    budget = available_memory() // 2 if budget_bytes is None else budget_bytes
+    shape = tuple(split.observations.shape[1:])
+    frame_bytes = int(np.prod(shape)) * np.dtype(split.observations.dtype).itemsize
+    column_bytes = split.num_states * 4 * (split.actions.shape[1] + 2)
+    length = block_length or 2 * int(split.observations.chunks[0])
+    if length < 1 or window_blocks < 1:
+        raise ValueError(f"blocks of {length} frames, {window_blocks} a window: both must be >= 1.")
+    blocks_held = 2 * len(streams) * max(1, window_blocks // num_streams)
+    window_bytes = blocks_held * (length + frame_stack) * frame_bytes
+    raw = split.num_states * frame_bytes
+    limit = f"a budget of {budget / _GIB:.2f} GiB"
+    if residency == "auto":
+        fits = raw + column_bytes <= budget
+        chosen: Literal["ram", "stream"] = "ram" if fits else "stream"
+        why = f"all observations are {'within' if fits else 'more than'} {limit}"
+    elif residency in ("ram", "stream"):
+        chosen, why = residency, "as asked"
+    else:
+        raise ValueError(f"residency {residency!r}: the choices are auto, ram and stream.")
+    plan = MemoryPlan(
+        residency=chosen,
+        why=why,
+        num_frames=split.num_states,
+        frame_shape=shape,
+        frame_bytes=frame_bytes,
+        column_bytes=column_bytes,
+        block_length=length,
+        window_blocks=window_blocks,
+        window_bytes=window_bytes,
+    )
+    if chosen == "stream" and plan.total_bytes > budget:
+        raise ValueError(
+            f"windows of {window_blocks} blocks of {length} frames need "
+            f"{plan.total_bytes / _GIB:.2f} GiB, more than {limit}: lower window_blocks or "
+            "block_length."
+        )
+    if chosen == "ram" and plan.total_bytes > 2 * budget:
+        raise ValueError(
+            f"residency ram needs {plan.total_bytes / _GIB:.2f} GiB, and "
+            f"{2 * budget / _GIB:.2f} GiB are available: take residency stream."
+        )
+    return plan
+
+
+def available_memory() -> int:
+    """Bytes of memory that this process can still take, within its container's limit."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():  # counts the page cache as available, which sysconf does not
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        available = min(available, int(text))
+    return available

@@ -1,0 +1,162 @@
+"""Index arithmetic between transitions and stored states, and what a batch takes besides frames.
+
+A split stores every state once. State s starts a transition unless it is the last of its episode:
+with N states in E episodes the valid transitions are numbered 0 to N - E - 1 in stored order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+
+from deflow_vision.datasets.schema import read_all
+from deflow_vision.datasets.store import Split
+from deflow_vision.types import FrameBatch
+
+FIELDS = ("next_actions", "mc_returns")
+ACTION_LIMIT = 1 - 1e-5
+"""Dataset actions are clipped to +-this: at exactly 1 a tanh policy has no log-probability."""
+
+
+class Transitions:
+    """Where the transitions of a split lie. All methods are vectorised.
+
+    Args:
+        episode_ends: one past the last state of each episode, rising, (E,).
+        frame_stack: frames of an observation, at least 1.
+    """
+
+    def __init__(self, episode_ends: Int64[np.ndarray, " E"], frame_stack: int) -> None:
+        if frame_stack < 1:
+            raise ValueError(f"frame_stack must be at least 1, not {frame_stack}.")
+        self.frame_stack = frame_stack
+        self.episode_ends = np.asarray(episode_ends, np.int64)
+        self.episode_starts = np.concatenate([[0], self.episode_ends[:-1]]).astype(np.int64)
+        self._transition_ends = self.episode_ends - np.arange(1, len(self.episode_ends) + 1)
+        self._offsets = np.arange(1 - frame_stack, 2)
+
+    def __len__(self) -> int:
+        """The number of valid transitions, N - E."""
+        return int(self._transition_ends[-1]) if len(self._transition_ends) else 0
+
+    def states(self, transitions: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
+        """The stored state that each transition starts from."""
+        # Each earlier episode holds one state that starts no transition.
+        return transitions + np.searchsorted(self._transition_ends, transitions, side="right")
+
+    def before(self, states: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
+        """How many valid transitions start before each stored state; inverts `states`."""
+        return states - np.searchsorted(self.episode_ends - 1, states, side="left")
+
+    def episodes(self, states: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
+        """The episode of each stored state."""
+        return np.asarray(np.searchsorted(self.episode_ends, states, side="right"))
+
+    def frames(self, states: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, "B T"]:
+        """The stored states whose frames make s and s', oldest first, T = frame_stack + 1.
+
+        Before the start of an episode its first frame is repeated, as the environment wrapper
+        repeats the frame of the reset.
+        """
+        starts = self.episode_starts[self.episodes(states)]
+        return np.maximum(states[:, None] + self._offsets, starts[:, None])
+
+
+class Columns:
+    """Actions, rewards, masks and optional fields of a split, in memory (some 30 bytes a state).
+
+    Args:
+        split: the split.
+        goal: whose rewards and masks.
+        index: the split's transitions.
+        fields: any of `FIELDS`. `next_actions` is the action of the next state, and at the last
+            transition of an episode the current one, as DeFlow's fork of FQL has it.
+        discount: gamma of `mc_returns`.
+
+    Raises:
+        ValueError: an unknown field.
+        StoreError: no such goal, or a damaged block.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        goal: str,
+        index: Transitions,
+        fields: Sequence[str] = (),
+        discount: float = 0.99,
+    ) -> None:
+        unknown = sorted(set(fields) - set(FIELDS))
+        if unknown:
+            raise ValueError(f"unknown batch fields {unknown}; there are {', '.join(FIELDS)}.")
+        self._index = index
+        self._rewards, self._masks = split.rewards(goal), split.masks(goal)
+        self._actions = read_all(split.actions)
+        np.clip(self._actions, -ACTION_LIMIT, ACTION_LIMIT, out=self._actions)
+        self._next_actions = "next_actions" in fields
+        self._returns = (
+            returns_to_go(self._rewards, self._masks, index.episode_ends, discount)
+            if "mc_returns" in fields
+            else None
+        )
+
+    def batch(
+        self,
+        frames: UInt8[np.ndarray, "B T H W C"] | Float32[np.ndarray, "B T D"],
+        states: Int64[np.ndarray, " B"],
+    ) -> FrameBatch:
+        """The batch of the transitions that start from `states`, with their frames."""
+        next_actions = None
+        if self._next_actions:
+            ends = self._index.episode_ends[self._index.episodes(states)]
+            next_actions = self._actions[np.where(states + 2 < ends, states + 1, states)]
+        return FrameBatch(
+            frames=frames,
+            actions=self._actions[states],
+            rewards=self._rewards[states],
+            masks=self._masks[states],
+            next_actions=next_actions,
+            mc_returns=None if self._returns is None else self._returns[states],
+        )
+
+
+def returns_to_go(
+    rewards: Float32[np.ndarray, " N"],
+    masks: Float32[np.ndarray, " N"],
+    episode_ends: Int64[np.ndarray, " E"],
+    discount: float,
+) -> Float32[np.ndarray, " N"]:
+    """Monte-Carlo returns R_t = r_t + gamma m_t R_{t+1} within each episode's transitions.
+
+    As Cal-QL's code has it, an episode whose rewards are all the least reward of the data (a
+    failure throughout) has R = r / (1 - gamma), as if it went on for ever.
+
+    Args:
+        rewards: r of every stored state.
+        masks: m of every stored state; a return does not look past a true termination.
+        episode_ends: one past the last state of each episode.
+        discount: gamma, in [0, 1).
+
+    Returns:
+        R of every stored state, 0 at the last of an episode, where no transition starts.
+
+    Raises:
+        ValueError: gamma outside [0, 1).
+    """
+    if not 0 <= discount < 1:
+        raise ValueError(f"mc_returns need a discount in [0, 1), not {discount}.")
+    last = episode_ends - 1
+    lengths = np.diff(last, prepend=-1) - 1
+    returns = np.zeros(len(rewards))
+    for back in range(1, int(lengths.max(initial=0)) + 1):
+        states = last[lengths >= back] - back  # every episode at once, from its end to its start
+        returns[states] = rewards[states] + discount * masks[states] * returns[states + 1]
+    starts_transition = np.ones(len(rewards), bool)
+    starts_transition[last] = False
+    failure = rewards[starts_transition].min(initial=np.inf)
+    better = np.concatenate([[0], np.cumsum(starts_transition & (rewards > failure))])
+    failed = better[episode_ends] == better[episode_ends - lengths - 1]
+    returns[np.repeat(failed, lengths + 1) & starts_transition] = failure / (1 - discount)
+    return returns.astype(np.float32)
