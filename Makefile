@@ -8,11 +8,12 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 DATA := $(or $(DEFLOW_DATA),data)
-TRAIN := $(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml scripts/train.py
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+LAUNCH := $(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process $(CORES)
 
-# What draws the environments without a screen or a GPU, as Debian and Ubuntu name it.
+# What MuJoCo draws with where there is no screen and no GPU, by the names of Debian and Ubuntu.
 GL_PACKAGES := libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libosmesa6
-GL_WORKS := $(BIN)/python -m deflow_vision.envs.rendering
+DRAWS := $(BIN)/python -c 'from deflow_vision.envs.rendering import probe; probe()'
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -24,27 +25,25 @@ help: ## list the targets
 	  echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Installing the packages of requirements.lock into .venv: about 6 GB on disk, once"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
 system: .venv ## bring the GL libraries that MuJoCo draws with, where they are missing
-	@if $(GL_WORKS) >/dev/null 2>&1; then exit 0; fi; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo "MuJoCo cannot draw here: installing $(GL_PACKAGES)"; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-	    apt-get install -y -qq --no-install-recommends $(GL_PACKAGES) >/dev/null && $(GL_WORKS); \
-	else \
-	  echo "MuJoCo cannot draw here. Install its GL libraries, then run make again:"; \
-	  echo "  sudo apt-get install $(GL_PACKAGES)"; \
-	  exit 1; \
-	fi
+	@if $(DRAWS) 2>/dev/null; then exit 0; fi; \
+	echo "MuJoCo cannot draw on this machine; it needs $(GL_PACKAGES)"; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "Install them, for example: sudo apt-get install $(GL_PACKAGES)"; exit 1; \
+	fi; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -qq -y --no-install-recommends $(GL_PACKAGES) >/dev/null; \
+	$(DRAWS) 2> >(tail -n 3 >&2)
 
 demo: system ## pixels: train DeFlow on a small real dataset, evaluate, plot (5 minutes on 2 cores)
-	$(TRAIN) --task visual-cube-double-play --preset demo
+	$(LAUNCH) scripts/train.py --task visual-cube-double-play --preset demo
 
 demo-state: $(DATA)/cube-single-play-v0.zarr ## state: collect, train and watch a policy that learns (15 minutes on 2 cores)
-	$(TRAIN) --task cube-single-play --preset demo-state
+	$(LAUNCH) scripts/train.py --task cube-single-play --preset demo-state
 
 $(DATA)/cube-single-play-v0.zarr: | .venv system
 	$(BIN)/python scripts/data.py collect cube-single-play --episodes 200
