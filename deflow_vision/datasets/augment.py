@@ -81,7 +81,7 @@ class Augmentation:
         self._kornia = _build_kornia(config.kornia) if config.kornia else None
 
     def __call__(self, frames: UInt8[Tensor, "B T H W C"], step: int) -> UInt8[Tensor, "B T H W C"]:
-        """Returns the augmented frames; the input is not changed.
+        """Return the augmented frames; the input is not changed.
 
         Args:
             frames: the frames of s and s' of each sample, in [0, 255], on any device.
@@ -151,7 +151,7 @@ class Augmentation:
 def shift(
     frames: UInt8[Tensor, "B T H W C"], offsets: Int[Tensor, "B 2"], padding: int
 ) -> UInt8[Tensor, "B T H W C"]:
-    """Pads each frame by its edge pixels and crops it back at the sample's offset, in one gather.
+    """Pad each frame by its edge pixels and crop it back at the sample's offset, in one gather.
 
     Args:
         frames: the frames of each sample.

@@ -1,0 +1,99 @@
+"""Episodes as mp4 films, and as sheets of pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+from torchvision.utils import make_grid
+
+MIN_SIDE = 256
+"""Pixels of the longer side under which a film is enlarged, so that 64x64 can be watched."""
+
+
+def write_video(path: Path, frames: np.ndarray, fps: int = 30) -> None:
+    """Write frames as an mp4 that every browser plays (H.264, yuv420p).
+
+    Small frames are enlarged by a whole factor, pixel by pixel; an odd side gets one more row or
+    column. The file appears under its name only when it is complete.
+
+    Args:
+        path: the file to write, `*.mp4`.
+        frames: (T, H, W, 3) uint8, at least one.
+        fps: frames a second.
+
+    Raises:
+        ValueError: frames of another shape or type.
+    """
+    frames = enlarge(_checked(frames))
+    height, width = frames.shape[1:3]
+    # H.264 with halved colour planes has even sides only.
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    _write_whole(
+        path,
+        lambda part: iio.imwrite(
+            part,
+            frames,
+            plugin="FFMPEG",
+            fps=fps,
+            codec="libx264",
+            pixelformat="yuv420p",
+            quality=8,
+            macro_block_size=2,
+        ),
+    )
+
+
+def contact_sheet(path: Path, frames: np.ndarray, num_pictures: int = 12, columns: int = 6) -> None:
+    """Write evenly spaced frames of an episode, the first and the last among them, as one PNG.
+
+    Args:
+        path: the file to write, `*.png`.
+        frames: (T, H, W, 3) uint8, at least one.
+        num_pictures: pictures on the sheet, fewer where the episode is shorter.
+        columns: pictures a row.
+
+    Raises:
+        ValueError: frames of another shape or type.
+    """
+    frames = _checked(frames)
+    chosen = np.linspace(0, len(frames) - 1, min(num_pictures, len(frames))).round().astype(int)
+    pictures = torch.from_numpy(enlarge(frames[chosen], min_side=128)).movedim(-1, 1)
+    sheet = make_grid(pictures, nrow=columns, padding=4, pad_value=255)  # (3, H, W)
+    _write_whole(path, lambda part: iio.imwrite(part, sheet.movedim(0, -1).numpy()))
+
+
+def enlarge(frames: np.ndarray, min_side: int = MIN_SIDE) -> np.ndarray:
+    """Repeat pixels by the least whole factor that brings the longer side to `min_side`.
+
+    Args:
+        frames: (T, H, W, 3).
+        min_side: in pixels.
+
+    Returns:
+        (T, H * factor, W * factor, 3).
+    """
+    factor = -(-min_side // max(frames.shape[1:3]))
+    return frames.repeat(factor, axis=1).repeat(factor, axis=2) if factor > 1 else frames
+
+
+def _checked(frames: np.ndarray) -> np.ndarray:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(
+            f"a film takes uint8 frames (T, H, W, 3), got {frames.dtype} {frames.shape}"
+        )
+    return frames
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.stem}.partial-{os.getpid()}{path.suffix}")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
