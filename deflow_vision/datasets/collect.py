@@ -1,0 +1,300 @@
+"""Collecting OGBench's manipulation datasets with OGBench's own scripted oracles and rules.
+
+As OGBench makes them (arXiv 2410.20092, data-generation code of release 1.2): episodes of 1,001
+states toward one random target after another, and never an end at a goal. Episode i of a split is a
+function of (seed, split, i): the same store whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import itertools
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from deflow_vision import __version__
+from deflow_vision.datasets.relabel import environment_of, read_goals, relabel_all
+from deflow_vision.datasets.store import StoreWriter
+from deflow_vision.envs.make import make_collection_env, make_oracles
+from deflow_vision.envs.rendering import check_profile, probe, worker_variables
+from deflow_vision.envs.worker import Worker
+from deflow_vision.seeding import derive_seed
+from deflow_vision.tasks import resolve_dataset
+
+EPISODE_STATES = 1001
+"""States of an episode in OGBench's datasets: 1,000 transitions and the last state."""
+
+_STACKING = {
+    "single": (0.0, 0.0),
+    "double": (0.0, 0.25),
+    "triple": (0.05, 0.35),
+    "quadruple": (0.1, 0.5),
+    "octuple": (0.0, 0.35),
+}  # range from which an episode draws the probability that a target is on top of another cube
+_NOISE = 0.1  # the greatest standard deviation of a noisy episode
+_NOISE_SHAPE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])  # x, y, z, yaw, gripper
+_SIDE = {"qpos": np.float32, "qvel": np.float32, "button_states": np.int64}
+_RANDOM_ACTIONS = {"cube": 0.1, "scene": 0.1, "puzzle": 0.2}
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of S states.
+
+    Attributes:
+        observations: (S, H, W, C) uint8 or (S, D) float32.
+        actions: (S - 1, A) float32 in [-1, 1].
+        side: `qpos` and `qvel`, float32, and `button_states`, int64, where there are buttons.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    side: dict[str, np.ndarray]
+
+
+def collect(
+    dataset: str,
+    path: Path,
+    *,
+    episodes: int,
+    val_episodes: int | None = None,
+    seed: int = 0,
+    num_processes: int | None = None,
+    render_profile: str = "official",
+    episode_states: int = EPISODE_STATES,
+) -> None:
+    """Collect a dataset into a store, rewards and masks of all five goals included.
+
+    Args:
+        dataset: such as "cube-double-play" or "visual-scene-noisy-v0".
+        path: the store's folder, which must not exist.
+        episodes: number of training episodes.
+        val_episodes: number of validation episodes; by default `episodes // 10`.
+        seed: what all episodes are drawn from.
+        num_processes: worker processes; by default one a core. No effect on the data.
+        render_profile: how frames are drawn.
+        episode_states: states an episode; OGBench's datasets have 1,001.
+
+    Raises:
+        ValueError: the dataset is unknown, or has no scripted oracle, or a number is out of range.
+        StoreError: `path` exists.
+        NoRendererError: it is a pixel dataset, and this machine cannot draw.
+        WorkerError: an environment failed.
+    """
+    name, kind = _collectable(dataset)
+    check_profile(render_profile)
+    val_episodes = episodes // 10 if val_episodes is None else val_episodes
+    if episodes < 1 or val_episodes < 0 or episode_states < 2:
+        raise ValueError(
+            f"{episodes} training and {val_episodes} validation episodes of {episode_states} "
+            "states: collect at least 1 training episode, of at least 2 states."
+        )
+    pixels = name.startswith("visual-")
+    jobs = [("train", i) for i in range(episodes)] + [("val", i) for i in range(val_episodes)]
+    variables = worker_variables(pixels=pixels)
+    num_workers = max(1, min(num_processes or os.cpu_count() or 1, len(jobs)))
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(
+                Worker(
+                    *(Collector, name, kind, seed, episode_states, render_profile),
+                    variables=variables,
+                )
+            )
+            for _ in range(num_workers)
+        ]
+        goals = read_goals(name)
+        writer = stack.enter_context(
+            StoreWriter(
+                path,
+                source=f"collected with OGBench's {kind} oracles",
+                env_id=resolve_dataset(dataset).dataset,
+                seeds={"collect": seed},
+                versions=_versions(pixels),
+                render_profile=render_profile if pixels else None,
+                **workers[0].call("layout"),
+            )
+        )
+        labels: dict[str, dict[str, list[Any]]] = {}
+        for split, episode in track(_in_order(workers, jobs), len(jobs), dataset):
+            writer.append_episode(split, episode.observations, episode.actions, **episode.side)
+            for key, label in relabel_all(goals, episode.side).items():
+                labels.setdefault(split, {}).setdefault(key, []).append(label)
+        for split, tasks in labels.items():
+            for key, rows in tasks.items():
+                rewards, masks = (np.concatenate(column) for column in zip(*rows, strict=True))
+                writer.write_goal(split, key, rewards, masks)
+
+
+def _in_order(
+    workers: Sequence[Worker], jobs: Sequence[tuple[str, int]]
+) -> Iterator[tuple[str, Episode]]:
+    """The episodes of `jobs` in order, each worker making every len(workers)-th of them."""
+    for worker, job in zip(workers, jobs, strict=False):
+        worker.send("episode", *job)
+    for number, (split, _) in enumerate(jobs):
+        worker = workers[number % len(workers)]
+        episode = worker.receive()
+        if number + len(workers) < len(jobs):
+            worker.send("episode", *jobs[number + len(workers)])
+        yield split, episode
+
+
+class Collector:
+    """A worker's side: an environment and its oracles, making one episode after another.
+
+    Args:
+        name: environment, such as "visual-cube-double".
+        kind: "play" or "noisy".
+        seed: the collection's seed.
+        episode_states: states an episode.
+        render_profile: how frames are drawn.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: Literal["play", "noisy"],
+        seed: int,
+        episode_states: int,
+        render_profile: str,
+    ) -> None:
+        self._name = name
+        self._seed = seed
+        self._noisy = kind == "noisy"
+        self._episode_states = episode_states
+        self._family = name.removeprefix("visual-").split("-")[0]
+        self._env = make_collection_env(name, render_profile=render_profile)
+        self._oracles = make_oracles(self._env, name, kind)
+        self._stacking = _STACKING.get(name.split("-")[-1], (0.5, 0.5))
+
+    def layout(self) -> dict[str, Any]:
+        """Shapes and dtypes of an episode, as `StoreWriter` wants them."""
+        episode = self._attempt(0, num_states=2)
+        return {
+            "observation_shape": episode.observations.shape[1:],
+            "observation_dtype": episode.observations.dtype.name,
+            "action_dim": episode.actions.shape[1],
+            "side": {key: rows.shape[1:] for key, rows in episode.side.items()},
+        }
+
+    def episode(self, split: str, index: int) -> Episode:
+        """Episode `index` of a split. One that leaves the visible part of a scene is made again."""
+        root = derive_seed(self._seed, "collect", split, index)
+        for attempt in itertools.count():
+            episode = self._attempt(derive_seed(root, attempt), self._episode_states)
+            if self._family != "scene" or cube_stays_visible(episode.side["qpos"]):
+                return episode
+        raise AssertionError("unreachable")
+
+    def _attempt(self, seed: int, num_states: int) -> Episode:
+        observation, info = self._env.reset(seed=seed)  # seeds NumPy's generator too
+        p_stack = np.random.uniform(*self._stacking)
+        noise = np.random.uniform(0.0, _NOISE) * _NOISE_SHAPE
+        p_random = _RANDOM_ACTIONS[self._family] if self._noisy else 0.0
+        oracle = self._oracles[info["privileged/target_task"]]
+        oracle.reset(observation, info)
+        observations, actions, states = [observation], [], [info]
+        while len(observations) < num_states:
+            if np.random.uniform() < p_random:
+                action = np.random.uniform(-1.0, 1.0, len(_NOISE_SHAPE))
+            else:
+                action = oracle.select_action(observation, info)
+                if self._noisy:
+                    action = action + np.random.normal(0.0, noise)
+            action = np.clip(action, -1.0, 1.0)
+            observation, _, _, _, info = self._env.step(action)
+            observations.append(observation)
+            actions.append(action)
+            states.append(info)
+            if oracle.done:
+                # `info` stays that of the step, as in OGBench's code: for one step more a Markov
+                # oracle sees the target before.
+                arm = self._env.unwrapped
+                arm.set_new_target(p_stack=p_stack, return_info=False)
+                new_info = arm.get_reset_info()
+                oracle = self._oracles[new_info["privileged/target_task"]]
+                oracle.reset(observation, new_info)
+        pixels = observation.dtype == np.uint8
+        side = {
+            key: np.asarray([state[key] for state in states], dtype)
+            for key, dtype in _SIDE.items()
+            if key in info
+        }
+        return Episode(
+            np.asarray(observations, np.uint8 if pixels else np.float32),
+            np.asarray(actions, np.float32),
+            side,
+        )
+
+
+def cube_stays_visible(qpos: np.ndarray) -> bool:
+    """Whether a scene's cube is, in every state, where the camera sees it or in the drawer.
+
+    Args:
+        qpos: simulator positions of an episode of `scene`, (S, Q).
+    """
+    y, z = qpos[:, 15], qpos[:, 16]
+    lost = (y >= 0.29) | ((y <= -0.3) & ((z < 0.06) | (z > 0.08)))
+    return not lost.any()
+
+
+def _collectable(dataset: str) -> tuple[str, Literal["play", "noisy"]]:
+    """The environment and the kind of a dataset that scripted oracles can make."""
+    task = resolve_dataset(dataset)
+    kind = task.dataset.removesuffix("-v0").split("-")[-1]
+    if task.suite != "ogbench" or kind not in ("play", "noisy"):
+        raise ValueError(
+            f"{task.dataset} comes from trained policies, not from scripted oracles: it cannot be "
+            "collected. Get it with one of\n"
+            f"  python scripts/data.py download {task.dataset}\n"
+            f"  python scripts/data.py convert {task.dataset} --source <the dataset's file>"
+        )
+    return environment_of(task.dataset), cast(Literal["play", "noisy"], kind)
+
+
+def _versions(pixels: bool) -> dict[str, str]:
+    """Versions of what made the data, and the OpenGL that drew it."""
+    versions = {name: importlib.metadata.version(name) for name in ("ogbench", "mujoco")}
+    versions["deflow-vision"] = __version__
+    if pixels:
+        backend = probe()
+        versions["renderer"] = f"{backend.name}, {backend.vendor}, {backend.renderer}"
+    return versions
+
+
+def track(
+    items: Iterable[tuple[str, Episode]], total: int, title: str
+) -> Iterator[tuple[str, Episode]]:
+    """Pass episodes on under a progress bar that also shows the rate in states."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("episodes, {task.fields[rate]:.0f} states/s"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(title, total=total, rate=0.0)
+        start, states = time.monotonic(), 0
+        for item in items:
+            states += len(item[1].observations)
+            progress.update(bar, advance=1, rate=states / (time.monotonic() - start))
+            yield item

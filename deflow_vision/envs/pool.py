@@ -1,0 +1,202 @@
+"""Several copies of an environment, each in a worker process, stepped together.
+
+Why not gymnasium's AsyncVectorEnv: it steps all copies or none, while an evaluation of exactly N
+episodes needs each copy to stop and start by itself (a pixel environment takes about 100 ms a step
+with software OpenGL); its workers run the parent's main script again; and a worker that dies is an
+EOFError without the environment's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from deflow_vision.envs.make import make_env
+from deflow_vision.envs.rendering import check_profile, worker_variables
+from deflow_vision.envs.worker import Worker, WorkerError
+
+_VIDEO_SCALE = 3  # a 64 x 64 observation is drawn as 192 x 192 in videos
+
+
+class EnvStep(NamedTuple):
+    """What a step of one environment returns.
+
+    Attributes:
+        observation: (H, W, C * frame_stack) uint8 or (D * frame_stack,) float32.
+        reward: r of this step.
+        terminated: the task ended the episode.
+        truncated: the time limit ended it.
+        info: `success`, 1.0 or 0.0.
+    """
+
+    observation: np.ndarray
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: dict[str, float]
+
+
+class EnvError(RuntimeError):
+    """An environment of a pool failed; the message names it and the episode."""
+
+
+class EnvPool:
+    """`num_envs` copies of one environment; use it as a context manager.
+
+    An episode depends on the seed of its reset and on its actions alone, not on the copy that runs
+    it. Nothing is reset by itself: a copy whose episode has ended waits for `reset`.
+
+    Args:
+        env_id: see `make_env`, as the other arguments.
+        num_envs: number of worker processes.
+
+    Attributes:
+        num_envs: number of copies.
+        observation_shape: shape of an observation, stacked.
+        observation_dtype: "uint8" or "float32".
+        action_dim: A.
+
+    Raises:
+        EnvError: an environment could not be made.
+        NoRendererError: it draws its observations, and this machine cannot.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        *,
+        num_envs: int,
+        frame_stack: int = 1,
+        max_episode_steps: int | None = None,
+        render_profile: str = "official",
+    ) -> None:
+        check_profile(render_profile)
+        if num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs}; it must be 1 or more.")
+        self.env_id = env_id
+        self.num_envs = num_envs
+        self._episodes = ["before the first episode"] * num_envs
+        variables = worker_variables(pixels=env_id.startswith("visual-"))
+        arguments = (env_id, frame_stack, max_episode_steps, render_profile)
+        self._workers = [
+            Worker(_EnvServer, *arguments, variables=variables) for _ in range(num_envs)
+        ]
+        try:
+            self._send(0, "describe")
+            self.observation_shape, self.observation_dtype, self.action_dim = self._receive(0)
+        except BaseException:
+            self.close()
+            raise
+
+    def reset(self, index: int, seed: int) -> np.ndarray:
+        """Start an episode in one copy.
+
+        Args:
+            index: which copy.
+            seed: what the episode draws from.
+
+        Returns:
+            Its first observation.
+        """
+        return self.reset_many([index], [seed])[0]
+
+    def reset_many(self, indices: Sequence[int], seeds: Sequence[int]) -> list[np.ndarray]:
+        """Start an episode in several copies at once; observations in the order of `indices`."""
+        for index, seed in zip(indices, seeds, strict=True):
+            self._episodes[index] = f"in the episode with seed {seed}"
+            self._send(index, "reset", int(seed))
+        return [self._receive(index) for index in indices]
+
+    def step(self, indices: Sequence[int], actions: np.ndarray) -> list[EnvStep]:
+        """One step in several copies at once.
+
+        Args:
+            indices: which copies, each once.
+            actions: (len(indices), A).
+
+        Returns:
+            What each returned, in the order of `indices`.
+        """
+        for index, action in zip(indices, actions, strict=True):
+            self._send(index, "step", np.asarray(action))
+        return [EnvStep(*self._receive(index)) for index in indices]
+
+    def render(self, index: int) -> np.ndarray:
+        """A picture of one copy for a video, (H, W, 3) uint8, about 200 x 200."""
+        self._send(index, "render")
+        frame: np.ndarray = self._receive(index)
+        return frame
+
+    def close(self) -> None:
+        """End all workers. May be called again."""
+        for worker in self._workers:
+            worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _send(self, index: int, method: str, *args: Any) -> None:
+        try:
+            self._workers[index].send(method, *args)
+        except WorkerError as error:
+            raise self._failure(index, error) from error
+
+    def _receive(self, index: int) -> Any:
+        try:
+            return self._workers[index].receive()
+        except WorkerError as error:
+            raise self._failure(index, error) from error
+
+    def _failure(self, index: int, error: WorkerError) -> EnvError:
+        return EnvError(
+            f"environment {self.env_id}, copy {index} of {self.num_envs}, failed "
+            f"{self._episodes[index]}: {error}"
+        )
+
+
+class _EnvServer:
+    """The worker's side."""
+
+    def __init__(
+        self, env_id: str, frame_stack: int, max_episode_steps: int | None, render_profile: str
+    ) -> None:
+        self._env = make_env(
+            env_id,
+            frame_stack=frame_stack,
+            max_episode_steps=max_episode_steps,
+            render_profile=render_profile,
+        )
+        self._pixels = env_id.startswith("visual-")
+
+    def describe(self) -> tuple[tuple[int, ...], str, int]:
+        space = self._env.observation_space
+        return space.shape, space.dtype.name, self._env.action_space.shape[0]
+
+    def reset(self, seed: int) -> np.ndarray:
+        observation: np.ndarray = self._env.reset(seed=seed)[0]
+        return observation
+
+    def step(self, action: np.ndarray) -> EnvStep:
+        observation, reward, terminated, truncated, info = self._env.step(action)
+        # The rest of info is the whole simulator state: not worth the pipe.
+        success = {"success": float(info.get("success", 0.0))}
+        return EnvStep(observation, reward, terminated, truncated, success)
+
+    def render(self) -> np.ndarray:
+        frame: np.ndarray = self._env.unwrapped.render()
+        scale = _VIDEO_SCALE if self._pixels else 1
+        return frame.repeat(scale, axis=0).repeat(scale, axis=1)
+
+    def close(self) -> None:
+        self._env.close()
