@@ -16,6 +16,7 @@ from deflow_vision.datasets.residency import (
 )
 from deflow_vision.datasets.schema import read_all
 from deflow_vision.datasets.store import Split
+from deflow_vision.datasets.stream import StreamSampler
 from deflow_vision.datasets.transitions import Columns, Transitions
 from deflow_vision.seeding import derive_seed
 from deflow_vision.types import FrameBatch
@@ -110,8 +111,6 @@ def make_sampler(
         return RamSampler(
             split, columns, index, plan, batch_size // num_streams, seed=seed, streams=streams
         )
-    from deflow_vision.datasets.stream import StreamSampler
-
     return StreamSampler(
         split,
         columns,

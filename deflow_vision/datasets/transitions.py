@@ -44,11 +44,12 @@ class Transitions:
     def states(self, transitions: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
         """The stored state that each transition starts from."""
         # Each earlier episode holds one state that starts no transition.
-        return transitions + np.searchsorted(self._transition_ends, transitions, side="right")
+        earlier = np.searchsorted(self._transition_ends, transitions, side="right")
+        return np.asarray(transitions + earlier)
 
     def before(self, states: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
         """How many valid transitions start before each stored state; inverts `states`."""
-        return states - np.searchsorted(self.episode_ends - 1, states, side="left")
+        return np.asarray(states - np.searchsorted(self.episode_ends - 1, states, side="left"))
 
     def episodes(self, states: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
         """The episode of each stored state."""
@@ -61,7 +62,7 @@ class Transitions:
         repeats the frame of the reset.
         """
         starts = self.episode_starts[self.episodes(states)]
-        return np.maximum(states[:, None] + self._offsets, starts[:, None])
+        return np.asarray(np.maximum(states[:, None] + self._offsets, starts[:, None]))
 
 
 class Columns:
