@@ -34,21 +34,17 @@ KORNIA_PRESETS = {
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How frames are augmented.
-
-    Attributes:
-        probability: chance of the random shift, of a whole global batch (as the reference), or of
-            each sample with `per_sample`. 0 turns it off.
-        padding: greatest shift in pixels, to each side.
-        per_sample: toss the coin for each sample rather than once a batch.
-        kornia: kornia augmentations, applied in this order after the shift: short names (see
-            `KORNIA_PRESETS`) or calls such as `RandomGaussianBlur((3, 3), (0.1, 2.0), p=0.3)`.
-    """
+    """How frames are augmented."""
 
     probability: float = 0.5
+    """Chance of the random shift: of a whole global batch, as in the reference; 0 turns it off."""
     padding: int = 3
+    """Greatest shift, in pixels to each side."""
     per_sample: bool = False
+    """Toss the coin for each sample, rather than once a batch."""
     kornia: tuple[str, ...] = ()
+    """kornia augmentations, applied in this order after the shift: short names such as color_jitter
+    or gaussian_blur, or calls such as 'RandomGaussianBlur((3, 3), (0.1, 2.0), p=0.3)'."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:

@@ -97,5 +97,5 @@ class WandbSink:
         self._run.log({"step": step, "eval/video": self._wandb.Video(str(path), format="mp4")})
 
     def close(self) -> None:
-        """Finishes the run."""
+        """Finish the run."""
         self._run.finish()
