@@ -12,7 +12,7 @@ CORES := $(shell getconf _NPROCESSORS_ONLN)
 LAUNCH := $(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process $(CORES)
 
 # What MuJoCo draws with where there is no screen and no GPU, by the names of Debian and Ubuntu.
-GL_PACKAGES := libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libosmesa6
+GL_PACKAGES := libegl1 libgl1 libosmesa6
 DRAWS := $(BIN)/python -c 'from deflow_vision.envs.rendering import probe; probe()'
 
 help: ## list the targets
