@@ -90,7 +90,7 @@ def plan_residency(
         frame_stack: frames of an observation.
         num_streams: streams of the run.
         streams: those of this process.
-        block_length: frames of a block; by default two chunks of the store.
+        block_length: frames of a block; by default a chunk of the store.
         window_blocks: blocks of a window, over all streams. It does not follow the budget: the
             rows of a batch depend on it, and they must not depend on the machine.
 
@@ -104,7 +104,7 @@ def plan_residency(
     shape = tuple(split.observations.shape[1:])
     frame_bytes = int(np.prod(shape)) * np.dtype(split.observations.dtype).itemsize
     column_bytes = split.num_states * 4 * (split.actions.shape[1] + 2)
-    length = block_length or 2 * int(split.observations.chunks[0])
+    length = block_length or int(split.observations.chunks[0])
     if length < 1 or window_blocks < 1:
         raise ValueError(f"blocks of {length} frames, {window_blocks} a window: both must be >= 1.")
     blocks_held = 2 * len(streams) * max(1, window_blocks // num_streams)

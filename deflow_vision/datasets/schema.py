@@ -16,9 +16,9 @@ VERSION = 1
 SPLITS = ("train", "val")
 SIDE_DTYPES = {"qpos": "float32", "qvel": "float32", "button_states": "int64"}
 
-_CHUNK_BYTES = 1_572_864  # 128 frames of 64 x 64 x 3
+_CHUNK_BYTES = 3 << 20  # 256 frames of 64 x 64 x 3
 _MAX_CHUNK_ROWS = 4096
-_CHUNKS_PER_SHARD = 16  # a million frames are 489 files instead of 7,813
+_CHUNKS_PER_READ = 8  # decoded at once by zarr's threads
 
 
 class StoreError(RuntimeError):
@@ -35,7 +35,7 @@ def create_array(
         name: the array's name in the group.
         row_shape: shape of one row.
         dtype: NumPy's name of the dtype.
-        chunk: rows a chunk; by default as many as make 1.5 MiB, at most 4,096.
+        chunk: rows a chunk; by default as many as make 3 MiB, at most 4,096.
 
     Returns:
         A `zarr.Array` of shape (0, *row_shape), every chunk with zstd's own checksum.
@@ -48,7 +48,6 @@ def create_array(
         name,
         shape=(0, *row_shape),
         chunks=(rows, *row_shape),
-        shards=(rows * _CHUNKS_PER_SHARD, *row_shape),
         dtype=dtype,
         compressors=ZstdCodec(level=3, checksum=True),
         fill_value=0,
@@ -70,10 +69,14 @@ def array_digest(directory: Path) -> str:
     return total.hexdigest()
 
 
+def rows_per_file(array: Any) -> int:
+    """Rows in a file of `array`: a chunk's, or a shard's in a store that was sharded afterwards."""
+    return int((array.shards or array.chunks)[0])
+
+
 def missing_block(array: Any, directory: Path) -> Path | None:
     """The first file of `array` that is absent or empty, or None. zarr would read it as zeros."""
-    num_files = -(-array.shape[0] // array.shards[0])
-    for number in range(num_files):
+    for number in range(-(-array.shape[0] // rows_per_file(array))):
         file = directory.joinpath("c", str(number), *("0" for _ in array.shape[1:]))
         if not file.is_file() or file.stat().st_size == 0:
             return file
@@ -107,11 +110,11 @@ def read_rows(array: Any, start: int, stop: int) -> np.ndarray:
 
 
 def read_all(array: Any) -> np.ndarray:
-    """The whole array in memory, read a file at a time; raises like `read_rows`."""
+    """The whole array in memory, read some chunks at a time; raises like `read_rows`."""
     rows = np.empty(array.shape, array.dtype)
-    for start in range(0, len(rows), array.shards[0]):
-        stop = min(start + array.shards[0], len(rows))
-        rows[start:stop] = read_rows(array, start, stop)
+    step = array.chunks[0] * _CHUNKS_PER_READ
+    for start in range(0, len(rows), step):
+        rows[start : start + step] = read_rows(array, start, min(start + step, len(rows)))
     return rows
 
 

@@ -25,6 +25,7 @@ from deflow_vision.datasets.schema import (
     open_root,
     read_all,
     read_rows,
+    rows_per_file,
 )
 from deflow_vision.datasets.writer import StoreWriter, add_goals
 
@@ -214,9 +215,10 @@ def _open_array(path: Path, root: Any, key: str) -> Any:
 
 def _check_array(array: Any, directory: Path, digest: str) -> list[str]:
     problems = []
-    for start in range(0, array.shape[0], array.shards[0]):
+    step = rows_per_file(array)
+    for start in range(0, array.shape[0], step):
         try:
-            rows = read_rows(array, start, min(start + array.shards[0], array.shape[0]))
+            rows = read_rows(array, start, min(start + step, array.shape[0]))
         except StoreError as error:
             problems.append(str(error))
             continue

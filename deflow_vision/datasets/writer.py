@@ -47,7 +47,7 @@ class StoreWriter:
         side: shape of a row of each side array (`qpos`, `qvel`, `button_states`).
         versions: versions of the programs that made the data.
         render_profile: the renderer's settings, for pixels.
-        chunk: frames a chunk; by default 1.5 MiB of them.
+        chunk: frames a chunk; by default 3 MiB of them.
 
     Raises:
         StoreError: `path` exists, or the observations' dtype or a side array is unknown.
@@ -275,7 +275,7 @@ def _digests(root: Path, below: Path) -> dict[str, str]:
 
 
 class _Rows:
-    """Appends to one array a whole shard at a time: a shard in parts is read back each time."""
+    """Appends to one array in whole chunks: a chunk written in parts is encoded anew each time."""
 
     def __init__(self, array: Any) -> None:
         self._array = array
@@ -285,10 +285,10 @@ class _Rows:
     def append(self, rows: np.ndarray) -> None:
         self._pending.append(np.array(rows))  # a copy: the caller may reuse its buffer
         self._count += len(rows)
-        shard = self._array.shards[0]
-        if self._count >= shard:
+        chunk = self._array.chunks[0]
+        if self._count >= chunk:
             block = np.concatenate(self._pending)
-            whole = self._count - self._count % shard
+            whole = self._count - self._count % chunk
             self._array.append(block[:whole])
             self._pending, self._count = [block[whole:].copy()], self._count - whole
 

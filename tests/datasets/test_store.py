@@ -66,7 +66,7 @@ def test_store_records_where_it_comes_from(make_store):
     assert attributes["counts"]["train"] == {"states": 17, "episodes": 3, "transitions": 14}
 
 
-def test_episodes_longer_than_a_shard_are_kept_whole(make_store):
+def test_episodes_longer_than_a_chunk_are_kept_whole(make_store):
     observations = open_store(make_store((50, 3, 140), chunk=2)).train.observations
     np.testing.assert_array_equal(read_all(observations), frames_of(0, 193, pixels=True))
     np.testing.assert_array_equal(read_rows(observations, 30, 35), frames_of(30, 5, pixels=True))
@@ -222,7 +222,7 @@ def test_missing_block_is_named(make_store, emptied):
 
 def test_altered_block_is_named_when_it_is_read(make_store):
     path = make_store((200,), chunk=4)
-    flip_byte(path / "train/observations/c/2/0/0/0", 60)
+    flip_byte(path / "train/observations/c/32/0/0/0", 60)
     observations = open_store(path).train.observations
     read_rows(observations, 0, 100)
     with pytest.raises(StoreError) as error:
@@ -233,7 +233,7 @@ def test_altered_block_is_named_when_it_is_read(make_store):
 
 def test_verify_names_the_altered_block(make_store):
     path = make_store((200,), chunk=4)
-    flip_byte(path / "train/observations/c/1/0/0/0", 60)
+    flip_byte(path / "train/observations/c/16/0/0/0", 60)
     (problem,) = verify(path)
     assert "train/observations, block 16" in problem
 

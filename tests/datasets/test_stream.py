@@ -155,7 +155,7 @@ def test_memory_stays_below_two_windows_and_a_little(tmp_path):
 
 def test_altered_block_is_named_when_its_window_is_read(make_store):
     path = make_store((200,))
-    file = path / "train/observations/c/1/0/0/0"
+    file = path / "train/observations/c/16/0/0/0"
     content = bytearray(file.read_bytes())
     content[60] ^= 1
     file.write_bytes(content)
