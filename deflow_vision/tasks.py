@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import yaml
 
+from deflow_vision.types import UserError
+
 
 @dataclass(frozen=True)
 class Task:
@@ -97,13 +99,13 @@ def resolve_task(name: str) -> Task:
         The task.
 
     Raises:
-        ValueError: no task has that name; the message gives the nearest ones.
+        UserError: no task has that name; the message gives the nearest ones.
     """
     names = _names()
     if name not in names:
         full_id = "singletask" in name
         choices = [alias for alias in names if ("singletask" in alias) == full_id]
-        raise ValueError(f"unknown task '{name}'. {nearest(name, choices)}")
+        raise UserError(f"unknown task '{name}'. {nearest(name, choices)}")
     return names[name]
 
 
@@ -117,11 +119,11 @@ def resolve_dataset(name: str) -> Task:
         Its default task, which knows the dataset's full name, environment and observation kind.
 
     Raises:
-        ValueError: no dataset has that name; the message gives the nearest ones.
+        UserError: no dataset has that name; the message gives the nearest ones.
     """
     datasets = {alias: task.dataset for task in all_tasks() for alias in _spellings(task.dataset)}
     if name not in datasets:
-        raise ValueError(f"unknown dataset '{name}'. {nearest(name, datasets)}")
+        raise UserError(f"unknown dataset '{name}'. {nearest(name, datasets)}")
     return _names()[datasets[name]]
 
 

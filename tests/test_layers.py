@@ -20,7 +20,7 @@ NUMERICS = {"flow", "losses"}
 MAY_IMPORT = {
     "types": set(),
     "seeding": set(),
-    "tasks": set(),
+    "tasks": {"types"},
     "flow": GROUND,
     "losses": GROUND,
     "networks": GROUND | NUMERICS,

@@ -1,0 +1,29 @@
+"""The configuration of a run: its schema, its YAML, and the command line that composes it."""
+
+from deflow_vision.config.command_line import compose, load
+from deflow_vision.config.layers import ConfigError, from_yaml, to_dict, to_yaml
+from deflow_vision.config.schema import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    LogConfig,
+    TrainConfig,
+    default_run_dir,
+    resolve_mixed_precision,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "ConfigError",
+    "DataConfig",
+    "EvalConfig",
+    "LogConfig",
+    "TrainConfig",
+    "compose",
+    "default_run_dir",
+    "from_yaml",
+    "load",
+    "resolve_mixed_precision",
+    "to_dict",
+    "to_yaml",
+]

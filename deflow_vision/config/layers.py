@@ -1,0 +1,183 @@
+"""Dataclasses from YAML and back: strict about keys and types, and able to say what was meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from deflow_vision.agents import AGENTS
+from deflow_vision.config.schema import TrainConfig, check_algo
+from deflow_vision.tasks import nearest
+from deflow_vision.types import UserError
+
+T = TypeVar("T")
+
+NOT_STORED = {"resume"}
+"""Fields that say how a run was started, not what it is."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be used; the message names the file, the key and the way out."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the scalars of YAML 1.2: `no` and `off` are words, 3e-4 is a number."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Plain YAML with each list on one line."""
+
+
+_Dumper.add_representer(
+    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True)
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is no mapping.
+    """
+    try:
+        values = yaml.load(path.read_text(), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict | None):
+        raise ConfigError(f"{path}: holds a {type(values).__name__}, must be a mapping")
+    return values or {}
+
+
+def apply_layer(config: T, layer: Mapping[str, Any], source: str, prefix: str = "") -> T:
+    """Replace fields of a dataclass by the values of a nested mapping of the same shape.
+
+    Args:
+        config: a dataclass instance, left as it is.
+        layer: the fields to replace, as YAML has them (lists for tuples, strings for paths).
+        source: where the layer comes from, for messages.
+        prefix: dotted name of `config` within the whole, with its dot.
+
+    Returns:
+        A new instance.
+
+    Raises:
+        ConfigError: an unknown key, or a value of the wrong type or range.
+    """
+    hints = get_type_hints(type(config))
+    hints = {key: hint for key, hint in hints.items() if key not in NOT_STORED}
+    changes = {}
+    for key, value in layer.items():
+        if key not in hints:
+            raise ConfigError(f"{source}: unknown key '{prefix}{key}'. {nearest(str(key), hints)}")
+        current = getattr(config, key)
+        where = f"{source}: {prefix}{key}"
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where} is {value!r}, must be a mapping")
+            changes[key] = apply_layer(current, value, source, f"{prefix}{key}.")
+        else:
+            changes[key] = _convert(value, hints[key], where)
+    try:
+        return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    """A YAML value as the type of its field.
+
+    Raises:
+        ConfigError: it has another type, or is none of the field's choices.
+    """
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None and types.NoneType in args:
+            return None
+        (kind,) = (arg for arg in args if arg is not types.NoneType)
+        return _convert(value, kind, where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where} is {value!r}. {nearest(str(value), map(str, args))}")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(item, args[0], where) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    name = "list" if origin is tuple else getattr(kind, "__name__", str(kind))
+    raise ConfigError(f"{where} is {value!r} ({type(value).__name__}), must be a {name}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as nested plain values: lists for tuples, strings for paths; without `resume`."""
+    return {
+        field.name: _plain(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if field.name not in NOT_STORED
+    }
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The whole configuration as YAML, which `from_yaml` reads back to an equal one."""
+    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, width=100)
+
+
+def from_yaml(path: Path) -> TrainConfig:
+    """The configuration that `to_yaml` wrote.
+
+    Raises:
+        ConfigError: the file is missing or is no configuration of a run.
+    """
+    values = read_yaml(path)
+    if missing := {"task", "algo"} - values.keys():
+        raise ConfigError(f"{path}: {' and '.join(sorted(missing))} missing, is no run's config")
+    try:
+        blank = defaults(str(values["task"]), str(values["algo"]))
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return apply_layer(blank, values, str(path))
+
+
+def defaults(task: str, algo: str) -> TrainConfig:
+    """The configuration before any layer: the dataclasses' own defaults.
+
+    Raises:
+        ValueError: there is no such task or algorithm.
+    """
+    check_algo(algo)
+    return TrainConfig(task=task, algo=algo, agent=AGENTS[algo].Config())

@@ -1,0 +1,215 @@
+"""What a run can be told: frozen dataclasses, a docstring line a field, checked when made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Fixed, Suppress
+
+from deflow_vision.agents import AGENTS
+from deflow_vision.datasets.augment import AugmentConfig
+from deflow_vision.networks.encoders import ENCODERS, EncoderConfig
+from deflow_vision.tasks import nearest, resolve_task
+from deflow_vision.types import UserError
+
+Precision = Literal["no", "bf16"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which transitions are trained on, and how they reach the device."""
+
+    path: Path | None = None
+    """The store, where {dataset} stands for the task's dataset. By default {dataset}.zarr in the
+    folder that DEFLOW_DATA names, else in data/."""
+    residency: Literal["auto", "ram", "stream"] = "auto"
+    """ram: all in memory, drawn uniformly. stream: bounded memory, each transition once an epoch,
+    for what does not fit. auto: ram where it fits."""
+    frame_stack: int | None = None
+    """Frames in an observation, oldest first. By default 3 for pixels, 1 for state."""
+    num_streams: int | None = None
+    """Independent parts of each batch; a run resumes on any number of processes that divides this
+    one. By default as many as there are processes at the start."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation of pixels; state is never augmented."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _at_least(1, "data.frame_stack", self.frame_stack)
+        _at_least(1, "data.num_streams", self.num_streams)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Episodes in the real environment, and losses on the validation split."""
+
+    every: int = 100_000
+    """Updates between evaluations; 0 leaves those at the start and at the end."""
+    at_start: bool = True
+    """Evaluate before the first update."""
+    episodes: int = 50
+    """Episodes of an evaluation."""
+    num_envs: int = 4
+    """Environments that run side by side, a process each; the results do not depend on it."""
+    max_episode_steps: int | None = None
+    """Cap on the length of an episode, marked in the results. By default the task's own limit."""
+    videos: int = 1
+    """Episodes of an evaluation that are recorded."""
+    val_batches: int = 10
+    """Validation batches whose losses are averaged at an evaluation."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _at_least(0, "eval.every", self.every)
+        _at_least(0, "eval.episodes", self.episodes)
+        _at_least(1, "eval.num_envs", self.num_envs)
+        _at_least(1, "eval.max_episode_steps", self.max_episode_steps)
+        _at_least(0, "eval.videos", self.videos)
+        _at_least(0, "eval.val_batches", self.val_batches)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept to resume from."""
+
+    every: int = 100_000
+    """Updates between checkpoints; 0 leaves the one at the end."""
+    keep: int = 2
+    """Newest checkpoints that stay on disk."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _at_least(0, "checkpoint.every", self.every)
+        _at_least(1, "checkpoint.keep", self.keep)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Where metrics go besides the CSV files of the run folder."""
+
+    every: int = 1000
+    """Updates between rows of train.csv."""
+    tensorboard: bool = False
+    """Also write TensorBoard's event files into the run folder."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Also log to Weights & Biases: offline into the run folder, online to its server."""
+    wandb_project: str = "deflow-vision"
+    """The project there."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _at_least(1, "log.every", self.every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a training run."""
+
+    task: Suppress[Fixed[str]]
+    """Canonical name of the task."""
+    algo: Suppress[Fixed[str]] = "deflow"
+    """Name of the algorithm."""
+    seed: int = 0
+    """Seed of the initial weights, the batches, the noises and the evaluations."""
+    offline_steps: int = 1_000_000
+    """Updates on the dataset alone."""
+    online_steps: int = 0
+    """Updates afterwards, with one step of the environment for each."""
+    batch_size: int = 256
+    """Transitions of an update, over all processes."""
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """bf16: autocast of encoders and trunks. auto: what `accelerate launch` says, else no."""
+    run_dir: Path | None = None
+    """The run's folder. By default runs/<task>/<algo>/seed<seed>-<date>-<time>."""
+    resume: Suppress[Fixed[Path | None]] = None
+    """The run folder that is continued."""
+    agent: Any
+    """Hyper-parameters of the algorithm."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """How observations become features."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Which transitions are trained on, and how they reach the device."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Episodes in the real environment, and losses on the validation split."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """What is kept to resume from."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """Where metrics go besides the CSV files of the run folder."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning, and pairs that contradict each other."""
+        if resolve_task(self.task).name != self.task:
+            raise ValueError(f"task is {self.task!r}; write {resolve_task(self.task).name!r}")
+        check_algo(self.algo)
+        if not isinstance(self.agent, AGENTS[self.algo].Config):
+            raise ValueError(
+                f"agent is a {type(self.agent).__name__}; {self.algo} takes a "
+                f"{AGENTS[self.algo].Config.__name__}"
+            )
+        _at_least(0, "seed", self.seed)
+        _at_least(0, "offline_steps", self.offline_steps)
+        _at_least(0, "online_steps", self.online_steps)
+        _at_least(1, "batch_size", self.batch_size)
+        if self.batch_size % (self.data.num_streams or 1):
+            raise ValueError(
+                f"batch_size is {self.batch_size}, must be a multiple of data.num_streams "
+                f"({self.data.num_streams})"
+            )
+        encoder = self.encoder.name
+        if encoder not in (known := ["auto", *ENCODERS]) and not encoder.startswith("timm:"):
+            raise ValueError(
+                f"unknown encoder.name '{encoder}'. {nearest(encoder, known)} Or timm:<model>."
+            )
+
+
+def check_algo(name: str) -> None:
+    """Refuse an algorithm that does not exist.
+
+    Raises:
+        UserError: naming the nearest ones.
+    """
+    if name not in AGENTS:
+        raise UserError(f"unknown algorithm '{name}'. {nearest(name, AGENTS)}")
+
+
+def default_run_dir(config: TrainConfig, now: datetime) -> Path:
+    """The folder of a run that names none, relative to the working directory.
+
+    Args:
+        config: the run.
+        now: its start, read once on the main process so that all ranks share one folder.
+    """
+    name = f"seed{config.seed}-{now:%Y%m%d-%H%M%S}"
+    return Path("runs") / config.task / config.algo / name
+
+
+def resolve_mixed_precision(requested: str, launched: str | None) -> Precision:
+    """The precision that a run takes, from what the script and the launcher ask for.
+
+    Args:
+        requested: `mixed_precision` of the configuration: "auto", "no" or "bf16".
+        launched: the variable ACCELERATE_MIXED_PRECISION, or None. "no" is what the launcher sets
+            unless told otherwise, so it contradicts nothing.
+
+    Raises:
+        UserError: the two contradict each other, or the launcher asks for fp16 or fp8.
+    """
+    if launched not in (None, "no", "bf16"):
+        raise UserError(
+            f"accelerate launch asks for mixed precision {launched}; critics here train in no or "
+            "bf16. Launch with --mixed_precision no"
+        )
+    if launched == "bf16" and requested == "no":
+        raise UserError(
+            "accelerate launch asks for mixed precision bf16, the configuration for no. Launch "
+            "with --mixed_precision no, or pass --mixed-precision bf16 to the script"
+        )
+    return "bf16" if "bf16" in (requested, launched) else "no"
+
+
+def _at_least(least: int, name: str, value: int | None) -> None:
+    if value is not None and value < least:
+        raise ValueError(f"{name} is {value}, must be at least {least}")
