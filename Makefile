@@ -56,8 +56,8 @@ lint: .venv ## ruff, its formatter, and mypy in strict mode
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: .venv ## time an update and the sampler on this machine
-	$(BIN)/python scripts/benchmark.py
+bench: .venv ## time an update from state and from pixels on this machine
+	$(BIN)/python scripts/time_update.py
 
 clean: ## remove .venv and every cache; data/ and runs/ stay
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
