@@ -10,6 +10,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class UserError(ValueError):
+    """Something that the person at the keyboard can mend.
+
+    The message says what was wrong, the value, and the way out; scripts print it without a
+    traceback.
+    """
+
+
 class Batch(NamedTuple):
     """A batch of transitions on the training device, as every agent takes it.
 

@@ -122,6 +122,8 @@ class TrainConfig:
     """Transitions of an update, over all processes."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """bf16: autocast of encoders and trunks. auto: what `accelerate launch` says, else no."""
+    num_threads: int | None = None
+    """CPU threads of each process. By default all cores, divided among this machine's processes."""
     run_dir: Path | None = None
     """The run's folder. By default runs/<task>/<algo>/seed<seed>-<date>-<time>."""
     resume: Suppress[Fixed[Path | None]] = None
@@ -153,6 +155,7 @@ class TrainConfig:
         _at_least(0, "offline_steps", self.offline_steps)
         _at_least(0, "online_steps", self.online_steps)
         _at_least(1, "batch_size", self.batch_size)
+        _at_least(1, "num_threads", self.num_threads)
         if self.batch_size % (self.data.num_streams or 1):
             raise ValueError(
                 f"batch_size is {self.batch_size}, must be a multiple of data.num_streams "

@@ -1,0 +1,204 @@
+"""Evaluation in the real environment: exactly N seeded episodes, many at a time.
+
+Every episode has a seed of its own for its reset and its policy noise, so evaluation touches no
+generator of training, and an episode's draws do not depend on which others ran beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deflow_vision.agents.base import Agent
+from deflow_vision.envs.pool import EnvPool
+from deflow_vision.seeding import derive_seed
+from deflow_vision.training.logger import RunLogger
+from deflow_vision.training.video import write_video
+
+VIDEO_FPS = 20
+STATE_VIDEO_EVERY = 4
+"""A state task draws every fourth step: a picture costs far more than a step."""
+
+
+@dataclass
+class Episode:
+    """One evaluation episode, as it runs and as it ended.
+
+    Attributes:
+        index: its number within the evaluation.
+        seed: seeds its reset and its policy noise.
+        success: the environment's `success` at the last step.
+        episode_return: the sum of rewards.
+        length: steps taken.
+        terminated: whether the environment ended it (else it ran out of steps).
+        frames: pictures for a video, where one was asked for.
+    """
+
+    index: int
+    seed: int
+    success: bool = False
+    episode_return: float = 0.0
+    length: int = 0
+    terminated: bool = False
+    frames: list[np.ndarray] = field(default_factory=list)
+
+
+def evaluate(
+    agent: Agent,
+    pool: EnvPool,
+    *,
+    seed: int,
+    step: int,
+    episodes: int,
+    videos: int = 0,
+    device: torch.device,
+) -> list[Episode]:
+    """Run `episodes` episodes of the agent's policy.
+
+    Args:
+        agent: acts without exploration.
+        pool: environments, one process each.
+        seed: the run's seed.
+        step: updates done; together they seed the episodes.
+        episodes: N.
+        videos: of how many episodes, from the first, to keep frames.
+        device: where the agent is.
+
+    Returns:
+        N finished episodes, by index.
+    """
+    waiting = _episodes(seed, step, episodes)
+    finished: list[Episode] = []
+    running: dict[int, tuple[Episode, torch.Generator]] = {}
+    observations: dict[int, np.ndarray] = {}
+
+    def start(slots: Sequence[int]) -> None:
+        started = dict(zip(slots, waiting, strict=False))
+        seeds = [episode.seed for episode in started.values()]
+        for slot, observation in zip(started, pool.reset_many(list(started), seeds), strict=True):
+            episode = started[slot]
+            noise = torch.Generator().manual_seed(derive_seed(episode.seed, "policy"))
+            running[slot] = (episode, noise)
+            see(slot, observation)
+
+    def see(slot: int, observation: np.ndarray) -> None:
+        observations[slot] = observation
+        episode = running[slot][0]
+        if episode.index < videos:
+            if observation.dtype == np.uint8:
+                episode.frames.append(observation[..., -3:])
+            elif episode.length % STATE_VIDEO_EVERY == 0:
+                episode.frames.append(pool.render(slot))
+
+    start(range(min(episodes, pool.num_envs)))
+    while running:
+        slots = sorted(running)
+        batch = torch.from_numpy(np.stack([observations[slot] for slot in slots])).to(device)
+        actions = agent.act(batch, generator=[running[slot][1] for slot in slots]).cpu().numpy()
+        done = []
+        for slot, result in zip(slots, pool.step(slots, actions), strict=True):
+            episode = running[slot][0]
+            episode.length += 1
+            episode.episode_return += float(result.reward)
+            see(slot, result.observation)
+            if result.terminated or result.truncated:
+                episode.success = bool(result.info["success"])
+                episode.terminated = bool(result.terminated)
+                finished.append(episode)
+                del running[slot]
+                done.append(slot)
+        start(done)
+    return sorted(finished, key=lambda episode: episode.index)
+
+
+def _episodes(seed: int, step: int, episodes: int) -> Iterator[Episode]:
+    for index in range(episodes):
+        yield Episode(index, derive_seed(seed, "evaluation", step, index))
+
+
+class Evaluator:
+    """Evaluations of a run: episodes into `episodes.csv`, videos into `videos/`, their means back.
+
+    Args:
+        pool: environments; closed by `close`.
+        run_dir: the run folder.
+        logger: takes the rows.
+        seed: the run's seed.
+        episodes: episodes of an evaluation.
+        videos: how many of them are filmed.
+        cap: the length at which episodes are cut, or None for the task's own limit.
+        device: where the agent is.
+    """
+
+    def __init__(
+        self,
+        pool: EnvPool,
+        run_dir: Path,
+        logger: RunLogger,
+        *,
+        seed: int,
+        episodes: int,
+        videos: int,
+        cap: int | None,
+        device: torch.device,
+    ) -> None:
+        self._pool = pool
+        self._run_dir = run_dir
+        self._logger = logger
+        self._seed = seed
+        self._episodes = episodes
+        self._videos = videos
+        self._cap = cap
+        self._device = device
+
+    def __call__(self, agent: Agent, step: int) -> dict[str, float]:
+        """Evaluate `agent` after `step` updates.
+
+        Returns:
+            `eval/success`, `eval/return`, `eval/length`, `eval/episodes`, `eval/capped` (1 where
+            episodes are cut short of the task's limit).
+        """
+        episodes = evaluate(
+            agent,
+            self._pool,
+            seed=self._seed,
+            step=step,
+            episodes=self._episodes,
+            videos=self._videos,
+            device=self._device,
+        )
+        capped = self._cap is not None
+        self._logger.log_episodes(
+            [
+                {
+                    "step": step,
+                    "episode": e.index,
+                    "seed": e.seed,
+                    "success": e.success,
+                    "return": e.episode_return,
+                    "length": e.length,
+                    "terminated": e.terminated,
+                    "capped": capped,
+                }
+                for e in episodes
+            ]
+        )
+        for e in episodes[: self._videos]:
+            path = self._run_dir / "videos" / f"step_{step}_episode_{e.index}.mp4"
+            write_video(path, np.stack(e.frames), fps=VIDEO_FPS)
+            self._logger.log_video(step, path)
+        return {
+            "eval/success": float(np.mean([e.success for e in episodes])),
+            "eval/return": float(np.mean([e.episode_return for e in episodes])),
+            "eval/length": float(np.mean([e.length for e in episodes])),
+            "eval/episodes": float(len(episodes)),
+            "eval/capped": float(capped),
+        }
+
+    def close(self) -> None:
+        """End the environments' processes."""
+        self._pool.close()

@@ -1,0 +1,118 @@
+"""From a sampler's frames to what an agent takes: batch k and noises k, on the device.
+
+Both are pure functions of (seed, k): the transitions, the augmentation's coin and offsets, the
+agent's noises. A run's global batch is the concatenation of `num_streams` parts, each with draws of
+its own, so that the same batch comes out however many processes share the streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deflow_vision.agents.base import Agent
+from deflow_vision.datasets.augment import Augmentation
+from deflow_vision.datasets.sampler import Sampler
+from deflow_vision.seeding import derive_seed
+from deflow_vision.types import Batch, FrameBatch
+
+
+class Feed:
+    """Batches and noises by step, the next one read ahead by a thread.
+
+    Args:
+        sampler: makes the host's part; it must be called for one step at a time.
+        augmentation: acts on frames on the device; None for state observations.
+        agent: draws its own noises.
+        device: where batches go.
+        seed: of the noises; the sampler and the augmentation have theirs.
+        streams: this process's parts of the global batch.
+        stream_size: transitions of one part.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        augmentation: Augmentation | None,
+        agent: Agent,
+        device: torch.device,
+        *,
+        seed: int,
+        streams: Sequence[int],
+        stream_size: int,
+    ) -> None:
+        self._sampler = sampler
+        self._augmentation = augmentation
+        self._agent = agent
+        self._device = device
+        self._seed = seed
+        self._streams = streams
+        self._stream_size = stream_size
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._ahead: tuple[int, Future[FrameBatch]] | None = None
+        self.seconds_waited = 0.0
+
+    def __call__(self, step: int) -> tuple[Batch, Any]:
+        """The batch and the noises of update `step`, for this process."""
+        noises = self._noises(step)
+        start = perf_counter()
+        if self._ahead is None or self._ahead[0] != step:
+            self._ahead = (step, self._reader.submit(self._sampler.batch, step))
+        host = self._ahead[1].result()
+        self.seconds_waited += perf_counter() - start
+        self._ahead = (step + 1, self._reader.submit(self._sampler.batch, step + 1))
+        return self._batch(host, step), noises
+
+    def close(self) -> None:
+        """Stop reading ahead and let the sampler go."""
+        self._reader.shutdown(cancel_futures=True)
+        self._sampler.close()
+
+    def _batch(self, host: FrameBatch, step: int) -> Batch:
+        frames = self._to_device(host.frames)
+        if self._augmentation is not None:
+            frames = self._augmentation(frames, step)
+        return Batch(
+            observations=stack_frames(frames[:, :-1]),
+            actions=self._to_device(host.actions),
+            rewards=self._to_device(host.rewards),
+            masks=self._to_device(host.masks),
+            next_observations=stack_frames(frames[:, 1:]),
+            next_actions=None if host.next_actions is None else self._to_device(host.next_actions),
+            mc_returns=None if host.mc_returns is None else self._to_device(host.mc_returns),
+        )
+
+    def _noises(self, step: int) -> Any:
+        parts: list[Any] = []
+        for stream in self._streams:
+            seed = derive_seed(self._seed, "noise", step, stream)
+            generator = torch.Generator().manual_seed(seed)
+            parts.append(self._agent.sample_noises(self._stream_size, generator))
+        columns = zip(*parts, strict=True)
+        return type(parts[0])(*(torch.cat(column).to(self._device) for column in columns))
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self._device.type == "cuda":  # pinned, so that the copy overlaps with computation
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor
+
+
+def stack_frames(frames: Tensor) -> Tensor:
+    """Join a stack of frames into one observation.
+
+    Args:
+        frames: (B, k, H, W, C), oldest first, or (B, k, D).
+
+    Returns:
+        (B, H, W, k * C) with the oldest frame's channels first, or (B, k * D).
+    """
+    if frames.ndim == 3:
+        return frames.flatten(1)
+    return frames.permute(0, 2, 3, 1, 4).flatten(3)

@@ -1,0 +1,108 @@
+"""What a run folder says of the run: `config.yaml` and `environment.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deflow_vision.config import TrainConfig, to_yaml
+from deflow_vision.datasets.store import Store
+from deflow_vision.types import UserError
+
+PACKAGES = (
+    *("deflow-vision", "torch", "torchvision", "timm", "kornia", "accelerate", "zarr", "numpy"),
+    *("ogbench", "mujoco", "dm_control", "gymnasium", "wandb"),
+)
+
+
+def create_run_folder(run_dir: Path, config: TrainConfig, store: Store) -> None:
+    """Make the folder of a new run.
+
+    Args:
+        run_dir: where; it must not hold a run yet.
+        config: the resolved configuration.
+        store: the dataset.
+
+    Raises:
+        UserError: the folder holds a run already.
+    """
+    if (run_dir / "config.yaml").exists():
+        raise UserError(
+            f"{run_dir} holds a run already: continue it with --resume {run_dir}, or choose "
+            "another --run-dir."
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(run_dir / "config.yaml", to_yaml(config))
+    record = describe_environment() | {
+        "dataset": {
+            "path": str(store.path.resolve()),
+            "digests": store.attributes["digests"],
+            "versions": store.attributes["versions"],
+            "render_profile": store.attributes["render_profile"],
+        },
+    }
+    write_atomically(run_dir / "environment.json", json.dumps(record, indent=2) + "\n")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, commit, machine and command line of this process, without secrets."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": versions,
+        "git_commit": _git_commit(),
+        "machine": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees the old one or the new one, never a part."""
+    part = path.with_name(f".{path.name}.partial")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "-uno"])
+    try:
+        commit, changes = (
+            subprocess.run(c, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+            for c in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + (" with uncommitted changes" if changes else "")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "unknown"
+    )

@@ -1,0 +1,290 @@
+"""What stands before the first step: devices, data, run folder, sinks; and what is closed after."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+
+from deflow_vision.agents.base import Agent
+from deflow_vision.config import (
+    TrainConfig,
+    default_run_dir,
+    resolve_mixed_precision,
+    to_dict,
+)
+from deflow_vision.datasets.augment import Augmentation
+from deflow_vision.datasets.sampler import make_sampler
+from deflow_vision.datasets.store import Store, open_store
+from deflow_vision.envs.pool import EnvPool
+from deflow_vision.seeding import derive_seed
+from deflow_vision.tasks import Task, resolve_task
+from deflow_vision.training import checkpoint
+from deflow_vision.training.checkpoint import Checkpoint
+from deflow_vision.training.evaluation import Evaluator
+from deflow_vision.training.feed import Feed
+from deflow_vision.training.logger import RunLogger
+from deflow_vision.training.progress import TrainingProgress
+from deflow_vision.training.run_folder import create_run_folder
+from deflow_vision.types import Spec, UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that the loop works with, apart from the agent.
+
+    Attributes:
+        config: the resolved configuration, with `run_dir` and `data.num_streams` filled in.
+        accelerator: device, precision, processes.
+        task: what is trained.
+        store: the dataset.
+        spec: what the agent must know of it.
+        run_dir: the run folder.
+        resumed: whether the run existed before.
+        resume_from: the checkpoint to continue from, None to begin at the first update.
+        identity: what a checkpoint must have in common with this run.
+        closing: what is closed at the end.
+    """
+
+    config: TrainConfig
+    accelerator: Accelerator
+    task: Task
+    store: Store
+    spec: Spec
+    run_dir: Path
+    resumed: bool
+    resume_from: Checkpoint | None
+    identity: dict[str, Any]
+    closing: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def first_step(self) -> int:
+        """Updates done before this process began."""
+        return 0 if self.resume_from is None else self.resume_from.step
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation split, and it is asked for."""
+        return self.store.val is not None and self.config.eval.val_batches > 0
+
+    def feed(self, agent: Agent, purpose: Literal["train", "val"]) -> Feed:
+        """Batches of a split by step."""
+        split = self.store.splits[purpose]
+        data, num_streams = self.config.data, self.config.data.num_streams
+        assert split is not None
+        assert num_streams is not None  # filled in by `prepare`
+        share = num_streams // self.accelerator.num_processes
+        first = self.accelerator.process_index * share
+        streams = range(first, first + share)
+        seed = derive_seed(self.config.seed, purpose)
+        sampler = make_sampler(
+            split,
+            self.task.goal_key,
+            frame_stack=self.config.data.frame_stack or 1,
+            batch_size=self.config.batch_size,
+            seed=seed,
+            num_streams=num_streams,
+            streams=streams,
+            residency=data.residency,
+            fields=agent.batch_fields,
+            discount=agent.config.discount,
+        )
+        if self.accelerator.is_main_process:
+            log.info("%s data: %s", purpose, sampler.describe())
+        augment = purpose == "train" and self.spec.pixels
+        feed = Feed(
+            sampler,
+            Augmentation(data.augment, seed, num_streams, streams) if augment else None,
+            agent,
+            self.accelerator.device,
+            seed=seed,
+            streams=streams,
+            stream_size=self.config.batch_size // num_streams,
+        )
+        self.closing.callback(feed.close)
+        return feed
+
+    def logger(self) -> RunLogger | None:
+        """The run's log, on the main process."""
+        if not self.accelerator.is_main_process:
+            return None
+        config = self.config.log
+        logger = RunLogger(
+            self.run_dir,
+            tensorboard=config.tensorboard,
+            wandb=config.wandb,
+            wandb_project=config.wandb_project,
+            config=to_dict(self.config),
+            resume_step=self._resume_step(),
+        )
+        return self.closing.enter_context(logger)
+
+    def _resume_step(self) -> int | None:
+        """The last step whose rows stay; -1 where a run begins anew in its own folder."""
+        if not self.resumed:
+            return None
+        return -1 if self.resume_from is None else self.resume_from.step
+
+    def evaluator(self, logger: RunLogger | None) -> Evaluator | None:
+        """Evaluation in the environment, on the main process."""
+        config = self.config.eval
+        if logger is None or config.episodes == 0:
+            return None
+        pool = EnvPool(
+            self.task.env_id,
+            num_envs=min(config.num_envs, config.episodes),
+            frame_stack=self.config.data.frame_stack or 1,
+            max_episode_steps=config.max_episode_steps,
+            render_profile=self.store.attributes["render_profile"] or "official",
+        )
+        evaluator = Evaluator(
+            pool,
+            self.run_dir,
+            logger,
+            seed=self.config.seed,
+            episodes=config.episodes,
+            videos=min(config.videos, config.episodes),
+            cap=config.max_episode_steps,
+            device=self.accelerator.device,
+        )
+        self.closing.callback(evaluator.close)
+        return evaluator
+
+    def progress(self) -> TrainingProgress:
+        """A progress bar on the main process, silent elsewhere."""
+        return TrainingProgress(
+            self.config.offline_steps,
+            self.first_step,
+            enabled=self.accelerator.is_main_process,
+        )
+
+
+@contextmanager
+def prepare(config: TrainConfig) -> Iterator[Setup]:
+    """Check the data and the machine, make or reopen the run folder, and close all at the end.
+
+    Raises:
+        UserError: something does not fit; the message says what to do.
+    """
+    accelerator = make_accelerator(config)
+    task = resolve_task(config.task)
+    store = open_task_store(config, task)
+    resumed = config.resume is not None
+    run_dir = config.resume or config.run_dir or default_run_dir(config, datetime.now())
+    run_dir = Path(broadcast_object_list([str(run_dir)])[0])  # one folder, whatever the clocks say
+    num_streams = config.data.num_streams or accelerator.num_processes
+    if num_streams % accelerator.num_processes or config.batch_size % num_streams:
+        raise UserError(
+            f"data.num_streams is {num_streams}: it must be a multiple of the number of processes "
+            f"({accelerator.num_processes}) and divide batch_size ({config.batch_size})."
+        )
+    config = replace(
+        config,
+        mixed_precision=accelerator.mixed_precision,
+        run_dir=run_dir,
+        resume=None,
+        data=replace(config.data, num_streams=num_streams),
+    )
+    setup = Setup(
+        config=config,
+        accelerator=accelerator,
+        task=task,
+        store=store,
+        spec=make_spec(store, task, config.data.frame_stack or 1),
+        run_dir=run_dir,
+        resumed=resumed,
+        resume_from=checkpoint.latest(run_dir) if resumed else None,
+        identity=identity(config, store),
+    )
+    if accelerator.is_main_process and not resumed:
+        create_run_folder(run_dir, config, store)
+    accelerator.wait_for_everyone()
+    with setup.closing:
+        yield setup
+    accelerator.end_training()
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Devices, processes and precision, from the launcher and the configuration."""
+    precision = resolve_mixed_precision(
+        config.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION")
+    )
+    # Ranks wait for the main process while it evaluates, which may take long.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
+    if accelerator.device.type == "cpu":
+        # The launcher sets OMP_NUM_THREADS=1, which would leave all other cores idle.
+        shared = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(config.num_threads or max(1, shared))
+    return accelerator
+
+
+def open_task_store(config: TrainConfig, task: Task) -> Store:
+    """Open the dataset of a task and check that it is that dataset.
+
+    Raises:
+        UserError: there is none, or it is of another task or kind of observation.
+    """
+    path = config.data.path
+    assert path is not None  # a resolved configuration names it
+    if not path.exists():
+        name = task.dataset.removesuffix("-v0")
+        collect = (
+            ""
+            if task.suite == "d4rl"
+            else f"""
+  python scripts/data.py collect {name} --path {path}      (OGBench's scripted oracles)"""
+        )
+        raise UserError(
+            f"no dataset at {path}. Three ways to get it:{collect}\n"
+            f"  python scripts/data.py download {name} --path {path}\n"
+            f"  python scripts/data.py convert FILE --path {path}      (a file you have)"
+        )
+    store = open_store(path)
+    have = store.attributes["env_id"]
+    if have != task.dataset:
+        raise UserError(
+            f"{path} holds {have}, the task {task.name} needs {task.dataset}: pass another "
+            "--data.path or --task."
+        )
+    if task.goal_key not in store.train.goals():
+        raise UserError(
+            f"{path} has no rewards for {task.goal_key}, only for "
+            f"{', '.join(store.train.goals()) or 'no goal'}."
+        )
+    return store
+
+
+def make_spec(store: Store, task: Task, frame_stack: int) -> Spec:
+    """What an agent must know of the dataset."""
+    *image, channels = store.train.observations.shape[1:]
+    rewards = store.train.rewards(task.goal_key)
+    return Spec(
+        observation_shape=(*image, channels * frame_stack),
+        observation_dtype="uint8" if store.train.pixels else "float32",
+        action_dim=int(store.train.actions.shape[1]),
+        reward_range=(float(rewards.min()), float(rewards.max())),
+    )
+
+
+def identity(config: TrainConfig, store: Store) -> dict[str, Any]:
+    """What decides a run's numbers, and so must be equal where a checkpoint goes on."""
+    values = to_dict(config)
+    keys = ("task", "algo", "seed", "batch_size", "mixed_precision", "agent", "encoder")
+    digests = store.attributes["digests"]
+    return {
+        **{key: values[key] for key in keys},
+        "data": {key: values["data"][key] for key in ("frame_stack", "num_streams", "augment")},
+        "dataset": {name: digests[name] for name in sorted(digests) if name.startswith("train/")},
+    }
