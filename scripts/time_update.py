@@ -56,8 +56,8 @@ def main(
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
         print(
-            f"{task.name}: {1000 * statistics.median(seconds[3:]):.1f} ms an update of {algo}, "
-            f"batch {size}, precision {mixed_precision}, {DEVICE}, {torch.get_num_threads()} threads"
+            f"{task.name}: {1000 * statistics.median(seconds[3:]):.1f} ms an update of {algo}; "
+            f"batch {size}, precision {mixed_precision}, {torch.get_num_threads()} threads, {DEVICE}"
         )
 
 
