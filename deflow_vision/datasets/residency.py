@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from deflow_vision.datasets.store import Split
+from deflow_vision.types import UserError
 
 Residency = Literal["auto", "ram", "stream"]
 WINDOW_BLOCKS = 128
@@ -98,7 +99,7 @@ def plan_residency(
         The plan.
 
     Raises:
-        ValueError: an unknown residency, or one that does not fit into memory.
+        UserError: an unknown residency, or one that does not fit into memory.
     """
     budget = available_memory() // 2 if budget_bytes is None else budget_bytes
     shape = tuple(split.observations.shape[1:])
@@ -106,7 +107,7 @@ def plan_residency(
     column_bytes = split.num_states * 4 * (split.actions.shape[1] + 2)
     length = block_length or int(split.observations.chunks[0])
     if length < 1 or window_blocks < 1:
-        raise ValueError(f"blocks of {length} frames, {window_blocks} a window: both must be >= 1.")
+        raise UserError(f"blocks of {length} frames, {window_blocks} a window: both must be >= 1.")
     blocks_held = 2 * len(streams) * max(1, window_blocks // num_streams)
     window_bytes = blocks_held * (length + frame_stack) * frame_bytes
     raw = split.num_states * frame_bytes
@@ -118,7 +119,7 @@ def plan_residency(
     elif residency in ("ram", "stream"):
         chosen, why = residency, "as asked"
     else:
-        raise ValueError(f"residency {residency!r}: the choices are auto, ram and stream.")
+        raise UserError(f"residency {residency!r}: the choices are auto, ram and stream.")
     plan = MemoryPlan(
         residency=chosen,
         why=why,
@@ -131,13 +132,13 @@ def plan_residency(
         window_bytes=window_bytes,
     )
     if chosen == "stream" and plan.total_bytes > budget:
-        raise ValueError(
+        raise UserError(
             f"windows of {window_blocks} blocks of {length} frames need "
             f"{plan.total_bytes / _GIB:.2f} GiB, more than {limit}: lower window_blocks or "
             "block_length."
         )
     if chosen == "ram" and plan.total_bytes > 2 * budget:
-        raise ValueError(
+        raise UserError(
             f"residency ram needs {plan.total_bytes / _GIB:.2f} GiB, and "
             f"{2 * budget / _GIB:.2f} GiB are available: take residency stream."
         )

@@ -19,7 +19,7 @@ from deflow_vision.datasets.store import Split
 from deflow_vision.datasets.stream import StreamSampler
 from deflow_vision.datasets.transitions import Columns, Transitions
 from deflow_vision.seeding import derive_seed
-from deflow_vision.types import FrameBatch
+from deflow_vision.types import FrameBatch, UserError
 
 __all__ = ["MemoryPlan", "RamSampler", "Sampler", "make_sampler", "plan_residency"]
 
@@ -85,16 +85,17 @@ def make_sampler(
         The sampler; `close` it when done.
 
     Raises:
-        ValueError: sizes that do not fit each other or the memory, or an unknown field.
+        UserError: sizes that do not fit each other or the memory.
+        ValueError: an unknown field.
         StoreError: no such goal, or a damaged block.
     """
     index = Transitions(split.episode_ends, frame_stack)
     if batch_size % num_streams or batch_size < 1:
-        raise ValueError(f"a batch of {batch_size} does not divide into {num_streams} streams.")
+        raise UserError(f"a batch of {batch_size} does not divide into {num_streams} streams.")
     if not streams or not set(streams) <= set(range(num_streams)):
-        raise ValueError(f"streams {list(streams)}: they are 0 to {num_streams - 1}.")
+        raise UserError(f"streams {list(streams)}: they are 0 to {num_streams - 1}.")
     if len(index) < num_streams:
-        raise ValueError(f"{len(index)} transitions for {num_streams} streams.")
+        raise UserError(f"{len(index)} transitions for {num_streams} streams.")
     plan = plan_residency(
         split,
         budget_bytes,

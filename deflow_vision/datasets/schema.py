@@ -11,6 +11,8 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
+from deflow_vision.types import UserError
+
 FORMAT = "deflow-vision-store"
 VERSION = 1
 SPLITS = ("train", "val")
@@ -21,7 +23,7 @@ _MAX_CHUNK_ROWS = 4096
 _CHUNKS_PER_READ = 8  # decoded at once by zarr's threads
 
 
-class StoreError(RuntimeError):
+class StoreError(UserError):
     """A store is missing, incomplete, altered, or of another kind than was asked for."""
 
 

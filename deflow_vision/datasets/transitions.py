@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int64, UInt8
 
 from deflow_vision.datasets.schema import read_all
 from deflow_vision.datasets.store import Split
-from deflow_vision.types import FrameBatch
+from deflow_vision.types import FrameBatch, UserError
 
 FIELDS = ("next_actions", "mc_returns")
 ACTION_LIMIT = 1 - 1e-5
@@ -30,7 +30,7 @@ class Transitions:
 
     def __init__(self, episode_ends: Int64[np.ndarray, " E"], frame_stack: int) -> None:
         if frame_stack < 1:
-            raise ValueError(f"frame_stack must be at least 1, not {frame_stack}.")
+            raise UserError(f"frame_stack must be at least 1, not {frame_stack}.")
         self.frame_stack = frame_stack
         self.episode_ends = np.asarray(episode_ends, np.int64)
         self.episode_starts = np.concatenate([[0], self.episode_ends[:-1]]).astype(np.int64)
