@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deflow_vision.datasets.convert import convert
+from deflow_vision.datasets.relabel import Goal
+from deflow_vision.datasets.schema import StoreError, read_all
+from deflow_vision.datasets.store import open_store, verify
+
+LENGTHS = {"train": (5, 3, 8), "val": (4,)}
+STATE_DIM, ACTION_DIM, QPOS_DIM = 37, 5, 28
+
+
+@pytest.fixture(autouse=True)
+def goals(monkeypatch):
+    """Two cubes at the origin and at x = 1, instead of ogbench's goals, which need a worker."""
+    found = {"task1": Goal(cubes=np.zeros((2, 3))), "task2": Goal(cubes=np.eye(3)[[0, 0]])}
+    monkeypatch.setattr("deflow_vision.datasets.convert.read_goals", lambda name: found)
+
+
+def arrays_of(split: str, *, pixels: bool) -> dict[str, np.ndarray]:
+    """An OGBench file's arrays: all states, and terminals at the last of each episode."""
+    rng = np.random.default_rng(len(split))
+    count = sum(LENGTHS[split])
+    terminals = np.zeros(count, bool)
+    terminals[np.cumsum(LENGTHS[split]) - 1] = True
+    shape = (count, 64, 64, 3) if pixels else (count, STATE_DIM)
+    draw = rng.integers(0, 256, shape) if pixels else rng.normal(size=shape)
+    return {
+        "observations": draw.astype(np.uint8 if pixels else np.float32),
+        "actions": rng.uniform(-1, 1, (count, ACTION_DIM)).astype(np.float32),
+        "terminals": terminals,
+        "qpos": (rng.integers(0, 2, (count, QPOS_DIM)) * 0.5).astype(np.float32),
+        "qvel": rng.normal(size=(count, 26)).astype(np.float32),
+        "button_states": rng.integers(0, 2, (count, 4)),
+    }
+
+
+def write_files(folder, *, pixels=False, save=np.savez_compressed, **changes):
+    name = f"{'visual-' if pixels else ''}cube-double-play-v0"
+    for split, ending in (("train", ""), ("val", "-val")):
+        save(folder / f"{name}{ending}.npz", **arrays_of(split, pixels=pixels) | changes)
+    return folder / f"{name}.npz"
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("pixels", [True, False])
+def test_every_state_of_the_file_is_in_the_store(tmp_path, pixels, save):
+    convert(write_files(tmp_path, pixels=pixels, save=save), tmp_path / "a.zarr")
+    store = open_store(tmp_path / "a.zarr")
+    for name, split in store.splits.items():
+        assert split is not None
+        arrays = arrays_of(name, pixels=pixels)
+        np.testing.assert_array_equal(split.episode_ends, np.cumsum(LENGTHS[name]))
+        np.testing.assert_array_equal(read_all(split.observations), arrays["observations"])
+        for side in ("qpos", "qvel", "button_states"):
+            np.testing.assert_array_equal(read_all(split.side[side]), arrays[side])
+        arrays["actions"][arrays["terminals"]] = 0  # no transition starts there
+        np.testing.assert_array_equal(read_all(split.actions), arrays["actions"])
+    assert store.attributes["env_id"] == f"{'visual-' if pixels else ''}cube-double-play-v0"
+    assert verify(tmp_path / "a.zarr") == []
+
+
+def test_rewards_of_every_goal_are_computed(tmp_path):
+    convert(write_files(tmp_path), tmp_path / "a.zarr")
+    train = open_store(tmp_path / "a.zarr").train
+    qpos = arrays_of("train", pixels=False)["qpos"]
+    met = np.stack([(qpos[:, start : start + 3] == 0).all(1) for start in (14, 21)], 1)
+    np.testing.assert_array_equal(train.rewards("task1"), met.sum(1) - 2)
+    np.testing.assert_array_equal(train.masks("task1"), ~met.all(1))
+    assert train.goals() == ["task1", "task2"]
+
+
+def test_store_without_validation_file_has_no_validation_split(tmp_path):
+    source = write_files(tmp_path)
+    (tmp_path / "cube-double-play-v0-val.npz").unlink()
+    convert(source, tmp_path / "a.zarr")
+    assert open_store(tmp_path / "a.zarr").val is None
+
+
+def test_file_of_another_name_needs_the_name_of_its_dataset(tmp_path):
+    source = write_files(tmp_path).rename(tmp_path / "mine.npz")
+    with pytest.raises(ValueError, match="unknown dataset 'mine'"):
+        convert(source, tmp_path / "a.zarr")
+    convert(source, tmp_path / "a.zarr", "cube-double-play")
+    assert open_store(tmp_path / "a.zarr").attributes["env_id"] == "cube-double-play-v0"
+
+
+def test_missing_file_is_named_with_the_command_that_brings_it(tmp_path):
+    with pytest.raises(StoreError, match=r"does not exist.*download scene-play-v0"):
+        convert(tmp_path / "scene-play-v0.npz", tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.98])
+def test_file_cut_short_is_refused_and_leaves_nothing(tmp_path, keep):
+    source = write_files(tmp_path)
+    content = source.read_bytes()
+    source.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(StoreError, match="damaged"):
+        convert(source, tmp_path / "a.zarr")
+    assert not list(tmp_path.glob("a.zarr*"))
+
+
+def test_flipped_byte_in_the_file_is_noticed(tmp_path):
+    source = write_files(tmp_path, save=np.savez)
+    content = bytearray(source.read_bytes())
+    content[600] ^= 1  # among the observations, which come first
+    source.write_bytes(content)
+    with pytest.raises(StoreError, match=r"damaged.*CRC"):
+        convert(source, tmp_path / "a.zarr")
+    assert not list(tmp_path.glob("a.zarr*"))
+
+
+def test_file_of_another_dataset_is_refused(tmp_path):
+    source = write_files(tmp_path)
+    with pytest.raises(StoreError, match=r"shape \(37,\).*cube-single-play-v0 has \(28,\)"):
+        convert(source, tmp_path / "a.zarr", "cube-single-play")
+
+
+def test_file_that_ends_within_an_episode_is_refused(tmp_path):
+    source = write_files(tmp_path, terminals=np.zeros(16, bool))
+    with pytest.raises(StoreError, match="does not end an episode"):
+        convert(source, tmp_path / "a.zarr")
