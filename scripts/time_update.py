@@ -55,9 +55,10 @@ def main(
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
+        milliseconds = 1000 * statistics.median(seconds[3:])
         print(
-            f"{task.name}: {1000 * statistics.median(seconds[3:]):.1f} ms an update of {algo}; "
-            f"batch {size}, precision {mixed_precision}, {torch.get_num_threads()} threads, {DEVICE}"
+            f"{task.name}: {milliseconds:.1f} ms an update of {algo}, "
+            f"batch {size}, autocast {mixed_precision}, {DEVICE}, {torch.get_num_threads()} threads"
         )
 
 
