@@ -1,0 +1,99 @@
+"""What the README tells people to type, and the files that it and the docs point to, exist."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from accelerate.commands.launch import launch_command_parser
+
+from deflow_vision.config import compose, load, to_yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    lines = (shlex.split(line, comments=True) for block in blocks for line in block.splitlines())
+    return [line for line in lines if line]
+
+
+def check_make(arguments: list[str], tmp_path: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in arguments:
+        assert re.search(rf"^{re.escape(target)}:", makefile, flags=re.MULTILINE)
+
+
+def check_train(arguments: list[str], tmp_path: Path) -> None:
+    if "--resume" in arguments:
+        (tmp_path / "config.yaml").write_text(to_yaml(compose("cube-double-play")))
+        arguments = [str(tmp_path) if word.startswith("runs/") else word for word in arguments]
+    with pytest.raises(SystemExit) as stop:
+        load([*arguments, "--dry-run"])
+    assert stop.value.code == 0
+
+
+def check_data(arguments: list[str], tmp_path: Path) -> None:
+    script, called = importlib.import_module("scripts.data"), []
+
+    def recorded(function: Callable[..., None]) -> Callable[..., None]:
+        return functools.wraps(function)(lambda *args, **kwargs: called.append(function.__name__))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, function in inspect.getmembers(script, inspect.isfunction):
+            if name != "main" and function.__module__ == script.__name__:
+                patch.setattr(script, name, recorded(function))
+        patch.setattr("sys.argv", ["data.py", *arguments])
+        script.main()
+    assert called == [arguments[0].replace("-", "_")]
+
+
+def check_launch(arguments: list[str], tmp_path: Path) -> None:
+    launch = launch_command_parser().parse_args(arguments)
+    assert launch.config_file is None or (ROOT / launch.config_file).is_file()
+    CHECKS[launch.training_script](launch.training_script_args, tmp_path)
+
+
+CHECKS: dict[str, Callable[[list[str], Path], None]] = {
+    "make": check_make,
+    "accelerate launch": check_launch,
+    "scripts/train.py": check_train,
+    "scripts/data.py": check_data,
+}
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_a_command_of_the_readme_is_understood(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    program, *arguments = command
+    if program in ("python", "accelerate"):
+        second, *arguments = arguments
+        program = second if program == "python" else f"{program} {second}"
+    CHECKS[program](arguments, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_link_leads_to_a_file_of_the_repository(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_the_tree_of_the_readme_exists() -> None:
+    (tree,) = re.findall(r"^```text\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    parent = ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        path = parent + name if line.startswith(" ") else name
+        parent = parent if line.startswith(" ") else name
+        assert (ROOT / path).exists(), path
