@@ -185,7 +185,7 @@ def test_every_preset_composes_with_state_and_pixels(preset):
 def test_the_demo_reads_the_store_that_comes_with_the_repository():
     config = compose("visual-cube-double-play", preset="demo")
     assert config.data.path == Path("data/samples/visual-cube-double-play-v0.zarr")
-    assert (config.batch_size, config.mixed_precision) == (64, "bf16")
+    assert (config.batch_size, config.mixed_precision) == (64, "fast")
     assert (config.encoder.sharing, config.data.frame_stack) == ("shared", 3)
     assert (config.eval.episodes, config.eval.max_episode_steps) == (2, 200)
 
@@ -244,7 +244,7 @@ def test_help_explains_every_field(capsys, monkeypatch):
         (["--task", "scene-play", "--algo", "deflo"], "unknown algorithm 'deflo'"),
         (["--task", "scene-play", "--preset", "demoo"], "unknown preset 'demoo'"),
         (["--task", "scene-play", "--agent.target-divergenc", "1"], "--agent.target-divergence"),
-        (["--task", "scene-play", "--mixed-precision", "fp16"], "('auto', 'no', 'bf16')"),
+        (["--task", "scene-play", "--mixed-precision", "fp16"], "('auto', 'no', 'bf16', 'fast')"),
         (["--task", "scene-play", "--encoder.name", "impala_smal"], "impala_small"),
         (
             ["--task", "scene-play", "--agent.discount", "1.5"],
@@ -340,20 +340,23 @@ def test_a_resumed_run_keeps_the_start_of_its_online_phase(run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("requested", "launched", "expected"),
+    ("requested", "launched", "has_bf16", "expected"),
     [
-        ("auto", None, "no"),
-        ("auto", "no", "no"),
-        ("auto", "bf16", "bf16"),
-        ("no", None, "no"),
-        ("no", "no", "no"),
-        ("bf16", None, "bf16"),
-        ("bf16", "no", "bf16"),
-        ("bf16", "bf16", "bf16"),
+        ("auto", None, True, "no"),
+        ("auto", "no", True, "no"),
+        ("auto", "bf16", False, "bf16"),
+        ("no", None, True, "no"),
+        ("no", "no", True, "no"),
+        ("bf16", None, False, "bf16"),
+        ("bf16", "no", True, "bf16"),
+        ("bf16", "bf16", True, "bf16"),
+        ("fast", "no", True, "bf16"),
+        ("fast", None, False, "no"),
+        ("fast", "bf16", False, "bf16"),
     ],
 )
-def test_precision_follows_the_script_then_the_launcher(requested, launched, expected):
-    assert resolve_mixed_precision(requested, launched) == expected
+def test_precision_follows_the_script_then_the_launcher(requested, launched, has_bf16, expected):
+    assert resolve_mixed_precision(requested, launched, has_bf16) == expected
 
 
 @pytest.mark.parametrize(
@@ -361,7 +364,7 @@ def test_precision_follows_the_script_then_the_launcher(requested, launched, exp
 )
 def test_contradicting_precisions_are_refused_with_both_values(requested, launched):
     with pytest.raises(UserError, match=f"{launched}.*--mixed_precision no"):
-        resolve_mixed_precision(requested, launched)
+        resolve_mixed_precision(requested, launched, has_bf16=True)
 
 
 def test_a_run_folder_is_named_by_task_algorithm_seed_and_time():

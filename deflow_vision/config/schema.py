@@ -120,8 +120,9 @@ class TrainConfig:
     """Updates afterwards, with one step of the environment for each."""
     batch_size: int = 256
     """Transitions of an update, over all processes."""
-    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    """bf16: autocast of encoders and trunks. auto: what `accelerate launch` says, else no."""
+    mixed_precision: Literal["auto", "no", "bf16", "fast"] = "auto"
+    """bf16: autocast of encoders and trunks. auto: what `accelerate launch` says, else no. fast:
+    bf16 where the device has instructions for it, else no."""
     num_threads: int | None = None
     """CPU threads of each process. By default all cores, divided among this machine's processes."""
     run_dir: Path | None = None
@@ -189,13 +190,15 @@ def default_run_dir(config: TrainConfig, now: datetime) -> Path:
     return Path("runs") / config.task / config.algo / name
 
 
-def resolve_mixed_precision(requested: str, launched: str | None) -> Precision:
+def resolve_mixed_precision(requested: str, launched: str | None, has_bf16: bool) -> Precision:
     """The precision that a run takes, from what the script and the launcher ask for.
 
     Args:
-        requested: `mixed_precision` of the configuration: "auto", "no" or "bf16".
+        requested: `mixed_precision` of the configuration.
         launched: the variable ACCELERATE_MIXED_PRECISION, or None. "no" is what the launcher sets
             unless told otherwise, so it contradicts nothing.
+        has_bf16: whether the device computes in bfloat16 itself; elsewhere it is emulated, at a
+            small fraction of float32's speed.
 
     Raises:
         UserError: the two contradict each other, or the launcher asks for fp16 or fp8.
@@ -210,7 +213,8 @@ def resolve_mixed_precision(requested: str, launched: str | None) -> Precision:
             "accelerate launch asks for mixed precision bf16, the configuration for no. Launch "
             "with --mixed_precision no, or pass --mixed-precision bf16 to the script"
         )
-    return "bf16" if "bf16" in (requested, launched) else "no"
+    asked = "bf16" in (requested, launched) or (requested == "fast" and has_bf16)
+    return "bf16" if asked else "no"
 
 
 def _at_least(least: int, name: str, value: int | None) -> None:

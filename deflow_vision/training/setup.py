@@ -217,9 +217,12 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Devices, processes and precision, from the launcher and the configuration."""
+    has_bf16 = computes_bfloat16()
     precision = resolve_mixed_precision(
-        config.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION")
+        config.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), has_bf16
     )
+    if precision == "bf16" and not has_bf16:
+        log.warning("this device emulates bfloat16: float32 (--mixed-precision no) is much faster")
     # Ranks wait for the main process while it evaluates, which may take long.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
@@ -228,6 +231,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         shared = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(config.num_threads or max(1, shared))
     return accelerator
+
+
+def computes_bfloat16() -> bool:
+    """Whether this machine's GPU, or its CPU where it has none, has bfloat16 instructions."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def open_task_store(config: TrainConfig, task: Task) -> Store:
