@@ -10,16 +10,15 @@ import ast
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from deflow_vision.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from jaxtyping import Int, UInt8
+from deflow_vision.types import UserError
 
 KORNIA_PRESETS = {
     "color_jitter": "ColorJitter(0.2, 0.2, 0.2, 0.05, p=0.5)",
@@ -48,9 +47,9 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
-            raise ValueError(f"augment probability is {self.probability}, choose one in [0, 1]")
+            raise UserError(f"augment probability is {self.probability}, choose one in [0, 1]")
         if self.padding < 0:
-            raise ValueError(f"augment padding is {self.padding} pixels, choose 0 or more")
+            raise UserError(f"augment padding is {self.padding} pixels, choose 0 or more")
 
 
 class Augmentation:
@@ -63,7 +62,8 @@ class Augmentation:
         streams: the parts of this process, in the order in which they lie in its batches.
 
     Raises:
-        ValueError: a stream that does not exist, or a kornia augmentation that cannot be built.
+        UserError: a kornia augmentation that cannot be built.
+        ValueError: a stream that does not exist.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Augmentation:
             images = frames.movedim(-1, 2) / 255  # (B, T, C, H, W)
             augmented: Tensor = self._kornia(images)
         if augmented.shape != images.shape:
-            raise ValueError(
+            raise UserError(
                 f"augment.kornia {self.config.kornia} turns frames {tuple(images.shape)} into "
                 f"{tuple(augmented.shape)}: choose augmentations that keep the size"
             )
@@ -201,18 +201,18 @@ def _build_one(text: str) -> torch.nn.Module:
             call = call.func
         name = ast.unparse(call)
     except (SyntaxError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"cannot read augment.kornia {text!r}: write a name, or a call with plain values such "
             f"as 'RandomGaussianBlur((3, 3), (0.1, 2.0), p=0.3)' ({error})"
         ) from error
     if name not in known:
         near = difflib.get_close_matches(name, [*KORNIA_PRESETS, *known], n=3, cutoff=0.5)
-        raise ValueError(
+        raise UserError(
             f"unknown kornia augmentation {name!r}; "
             f"nearest: {', '.join(near) or 'none'}; short names: {', '.join(KORNIA_PRESETS)}"
         )
     try:
         module: torch.nn.Module = known[name](*args, **kwargs)
     except Exception as error:  # kornia's checks raise many types
-        raise ValueError(f"kornia refuses augment.kornia {text!r}: {error}") from error
+        raise UserError(f"kornia refuses augment.kornia {text!r}: {error}") from error
     return module

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from deflow_vision.training.sinks import Sink, TensorBoardSink, WandbSink
+from deflow_vision.types import UserError
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class RunLogger:
             goes on: later rows are cut (-1 cuts them all).
 
     Raises:
-        FileExistsError: a new run in a folder that holds the rows of another.
+        UserError: a new run in a folder that holds the rows of another.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class CsvTable:
         resume_step: see `RunLogger`.
 
     Raises:
-        FileExistsError: the file exists and `resume_step` is None.
+        UserError: the file exists and `resume_step` is None.
     """
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
@@ -130,7 +131,7 @@ class CsvTable:
         if not path.exists():
             return
         if resume_step is None:
-            raise FileExistsError(
+            raise UserError(
                 f"{path} holds the rows of an earlier run: resume that one, or choose a new folder"
             )
         rows = self._read()

@@ -37,6 +37,7 @@ class TrainingProgress:
         self._console = console or Console(stderr=True)
         self._total, self._enabled, self._description = total_steps, enabled, description
         self._last_step, self._last_time = start_step, time.perf_counter()
+        self._rate = 0.0
         self._shown: dict[str, float] = {}
         # The losses give way where the terminal is narrow.
         losses = TextColumn(
@@ -64,7 +65,7 @@ class TrainingProgress:
         self._bar.update(self._task, completed=step)
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the rate since the last call and the losses among `metrics`; a line in a file.
+        """Show the rate of the last steps and the losses among `metrics`; in a file, as a line.
 
         Args:
             step: gradient steps so far.
@@ -73,20 +74,21 @@ class TrainingProgress:
         if not self._enabled:
             return
         now = time.perf_counter()
-        rate = (step - self._last_step) / max(now - self._last_time, 1e-9)
+        if step > self._last_step:  # what comes between two calls of one step is an evaluation
+            self._rate = (step - self._last_step) / max(now - self._last_time, 1e-9)
         self._last_step, self._last_time = step, now
         self._shown |= {k: v for k, v in metrics.items() if k.endswith(SHOWN)}
         losses = "  ".join(
             f"{key.removeprefix('train/').removesuffix('/loss')} {value:.4g}"
             for key, value in self._shown.items()
         )
+        rate = f"{self._rate:.1f} steps/s"
         if self._console.is_terminal:
-            text = f"{rate:.1f} steps/s"
-            self._bar.update(self._task, completed=step, rate=text, losses=losses)
+            self._bar.update(self._task, completed=step, rate=rate, losses=losses)
             return
-        left = _clock((self._total - step) / rate) if rate > 0 else "?"
+        left = _clock((self._total - step) / self._rate) if self._rate else "?"
         self._console.print(
-            f"{self._description} {step}/{self._total}  {rate:.1f} steps/s  {left} left  {losses}",
+            f"{self._description} {step}/{self._total}  {rate}  {left} left  {losses}",
             soft_wrap=True,
             markup=False,
             highlight=False,

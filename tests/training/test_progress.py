@@ -40,6 +40,16 @@ def test_a_file_gets_one_plain_line_a_log():
     assert "\x1b" not in lines[1]
 
 
+def test_an_evaluation_between_two_steps_does_not_count_in_the_rate():
+    lines = shown(terminal=False, steps=(200, 200, 300)).splitlines()
+    assert lines[1].split(" left")[0] == lines[0].split(" left")[0]
+
+
+def test_a_run_that_begins_with_an_evaluation_has_no_rate_yet():
+    (line,) = shown(terminal=False, steps=(100,)).splitlines()
+    assert "? left" in line
+
+
 def test_lines_in_a_file_are_not_wrapped():
     assert len(shown(terminal=False, width=40).splitlines()) == 2
 
