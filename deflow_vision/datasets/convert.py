@@ -46,13 +46,13 @@ def convert(source: Path, path: Path, dataset: str | None = None) -> None:
     if task.suite != "ogbench":
         raise StoreError(f"{task.dataset} is not one of OGBench's datasets.")
     val = source.with_name(f"{source.stem}-val.npz")
-    if not val.is_file():
-        _log.warning("%s is missing: the store will have no validation split", val)
     files = {"train": source} | ({"val": val} if val.is_file() else {})
     with contextlib.ExitStack() as stack:
         archives = {
             split: stack.enter_context(Archive(file, task)) for split, file in files.items()
         }
+        if "val" not in files:
+            _log.warning("%s is missing: the store will have no validation split", val)
         goals = read_goals(environment_of(task.dataset))
         writer = stack.enter_context(
             StoreWriter(

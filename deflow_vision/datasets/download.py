@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 20
 _TIMEOUT = 60.0  # seconds without a byte
-_ATTEMPTS = 5  # in a row that bring nothing, at one address
+_ATTEMPTS = 3  # in a row that bring nothing, at one address
 
 
 class DownloadError(UserError):
@@ -47,7 +47,7 @@ def download(
         dataset: the dataset's name, with or without its version.
         folder: where the files go.
         addresses: where to look, in order, each with `{file}`; by default `configs/datasets.yaml`.
-        pause: seconds before the second attempt at an address, doubled for each further one.
+        pause: seconds before the second attempt at an address; longer before further ones.
 
     Returns:
         The paths of `<dataset>.npz` and `<dataset>-val.npz`.
@@ -132,7 +132,7 @@ def _fetch_from(url: str, part: Path, pause: float) -> None:
         if barren >= _ATTEMPTS:
             raise failure
         _log.warning("%s: %s; going on after %d bytes", url, failure, part.stat().st_size)
-        time.sleep(pause * 2**barren)
+        time.sleep(pause * max(1, barren))
 
 
 def _append(url: str, part: Path) -> bool:

@@ -71,6 +71,15 @@ def array_digest(directory: Path) -> str:
     return total.hexdigest()
 
 
+def array_digests(root: Path, below: Path) -> dict[str, str]:
+    """`array_digest` of every array in the folder `below`, by its name from `root`."""
+    return {
+        file.parent.relative_to(root).as_posix(): array_digest(file.parent)
+        for file in sorted(below.rglob("zarr.json"))
+        if (file.parent / "c").is_dir()
+    }
+
+
 def rows_per_file(array: Any) -> int:
     """Rows in a file of `array`: a chunk's, or a shard's in a store that was sharded afterwards."""
     return int((array.shards or array.chunks)[0])

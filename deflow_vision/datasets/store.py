@@ -27,9 +27,18 @@ from deflow_vision.datasets.schema import (
     read_rows,
     rows_per_file,
 )
-from deflow_vision.datasets.writer import StoreWriter, add_goals
+from deflow_vision.datasets.writer import StoreWriter, add_goals, refuse_existing
 
-__all__ = ["Split", "Store", "StoreError", "StoreWriter", "add_goals", "open_store", "verify"]
+__all__ = [
+    "Split",
+    "Store",
+    "StoreError",
+    "StoreWriter",
+    "add_goals",
+    "open_store",
+    "refuse_existing",
+    "verify",
+]
 
 
 @dataclass(frozen=True)

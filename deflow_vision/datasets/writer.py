@@ -20,7 +20,7 @@ from deflow_vision.datasets.schema import (
     SPLITS,
     VERSION,
     StoreError,
-    array_digest,
+    array_digests,
     create_array,
     open_root,
 )
@@ -95,8 +95,7 @@ class StoreWriter:
         self._lengths: dict[str, list[int]] = {}
 
     def __enter__(self) -> Self:
-        if self._path.exists():
-            raise StoreError(f"{self._path} exists. Delete it first, or give another path.")
+        refuse_existing(self._path)
         for stale in self._path.parent.glob(f"{self._path.name}.partial-*"):
             _log.warning("%s is left from a run that was cut off; delete it to free disk", stale)
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +180,7 @@ class StoreWriter:
                 "episodes": len(lengths),
                 "transitions": sum(lengths) - len(lengths),
             }
-        digests = _digests(self._partial, self._partial)
+        digests = array_digests(self._partial, self._partial)
         self._root.attrs.put(
             {**self._attributes, "counts": counts, "digests": digests, "complete": True}
         )
@@ -215,6 +214,12 @@ class StoreWriter:
         return value
 
 
+def refuse_existing(path: Path) -> None:
+    """Raise a `StoreError` if there is something at `path`: stores are never overwritten."""
+    if path.exists():
+        raise StoreError(f"{path} exists. Delete it first, or give another path.")
+
+
 def add_goals(path: Path, goals: Goals) -> None:
     """Write rewards and masks of goals into a finished store; a goal that exists is replaced.
 
@@ -245,7 +250,7 @@ def add_goals(path: Path, goals: Goals) -> None:
             shutil.rmtree(folder, ignore_errors=True)
             count = attributes["counts"][split]["states"]
             _write_goal(root, split, goal, rewards, masks, count)
-            attributes["digests"] |= _digests(path, folder)
+            attributes["digests"] |= array_digests(path, folder)
             root.attrs.put(attributes)
 
 
@@ -263,15 +268,6 @@ def _write_goal(
     group = root.create_group(f"{split}/tasks/{goal}")
     for name, value in values.items():
         create_array(group, name, (), "float32").append(value)
-
-
-def _digests(root: Path, below: Path) -> dict[str, str]:
-    """Digest of every array in the folder `below`, by its name from `root`."""
-    return {
-        file.parent.relative_to(root).as_posix(): array_digest(file.parent)
-        for file in sorted(below.rglob("zarr.json"))
-        if (file.parent / "c").is_dir()
-    }
 
 
 class _Rows:

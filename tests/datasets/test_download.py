@@ -143,7 +143,7 @@ def test_host_that_is_down_is_asked_again_and_then_given_up(host, tmp_path):
     host.status = 503
     with pytest.raises(DownloadError, match="503"):
         get(host, tmp_path)
-    assert len(host.requests) == 5
+    assert len(host.requests) == 3
 
 
 def test_other_digest_than_the_known_one_is_refused(host, tmp_path):
