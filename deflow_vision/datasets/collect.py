@@ -9,33 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import itertools
 import os
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from deflow_vision import __version__
-from deflow_vision.datasets.relabel import environment_of, read_goals, relabel_all
+from deflow_vision.datasets.episodes import Episode, track, write_episodes
+from deflow_vision.datasets.relabel import environment_of, read_goals
 from deflow_vision.datasets.store import StoreWriter
 from deflow_vision.envs.make import make_collection_env, make_oracles
 from deflow_vision.envs.rendering import check_profile, probe, worker_variables
 from deflow_vision.envs.worker import Worker
 from deflow_vision.seeding import derive_seed
 from deflow_vision.tasks import resolve_dataset
+from deflow_vision.types import UserError
 
 EPISODE_STATES = 1001
 """States of an episode in OGBench's datasets: 1,000 transitions and the last state."""
@@ -51,21 +40,6 @@ _NOISE = 0.1  # the greatest standard deviation of a noisy episode
 _NOISE_SHAPE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])  # x, y, z, yaw, gripper
 _SIDE = {"qpos": np.float32, "qvel": np.float32, "button_states": np.int64}
 _RANDOM_ACTIONS = {"cube": 0.1, "scene": 0.1, "puzzle": 0.2}
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One episode of S states.
-
-    Attributes:
-        observations: (S, H, W, C) uint8 or (S, D) float32.
-        actions: (S - 1, A) float32 in [-1, 1].
-        side: `qpos` and `qvel`, float32, and `button_states`, int64, where there are buttons.
-    """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    side: dict[str, np.ndarray]
 
 
 def collect(
@@ -92,7 +66,7 @@ def collect(
         episode_states: states an episode; OGBench's datasets have 1,001.
 
     Raises:
-        ValueError: the dataset is unknown, or has no scripted oracle, or a number is out of range.
+        UserError: the dataset is unknown, or has no scripted oracle, or a number is out of range.
         StoreError: `path` exists.
         NoRendererError: it is a pixel dataset, and this machine cannot draw.
         WorkerError: an environment failed.
@@ -101,7 +75,7 @@ def collect(
     check_profile(render_profile)
     val_episodes = episodes // 10 if val_episodes is None else val_episodes
     if episodes < 1 or val_episodes < 0 or episode_states < 2:
-        raise ValueError(
+        raise UserError(
             f"{episodes} training and {val_episodes} validation episodes of {episode_states} "
             "states: collect at least 1 training episode, of at least 2 states."
         )
@@ -131,15 +105,7 @@ def collect(
                 **workers[0].call("layout"),
             )
         )
-        labels: dict[str, dict[str, list[Any]]] = {}
-        for split, episode in track(_in_order(workers, jobs), len(jobs), dataset):
-            writer.append_episode(split, episode.observations, episode.actions, **episode.side)
-            for key, label in relabel_all(goals, episode.side).items():
-                labels.setdefault(split, {}).setdefault(key, []).append(label)
-        for split, tasks in labels.items():
-            for key, rows in tasks.items():
-                rewards, masks = (np.concatenate(column) for column in zip(*rows, strict=True))
-                writer.write_goal(split, key, rewards, masks)
+        write_episodes(writer, goals, track(_in_order(workers, jobs), len(jobs), dataset))
 
 
 def _in_order(
@@ -175,7 +141,6 @@ class Collector:
         episode_states: int,
         render_profile: str,
     ) -> None:
-        self._name = name
         self._seed = seed
         self._noisy = kind == "noisy"
         self._episode_states = episode_states
@@ -197,11 +162,12 @@ class Collector:
     def episode(self, split: str, index: int) -> Episode:
         """Episode `index` of a split. One that leaves the visible part of a scene is made again."""
         root = derive_seed(self._seed, "collect", split, index)
-        for attempt in itertools.count():
+        attempt = 0
+        while True:
             episode = self._attempt(derive_seed(root, attempt), self._episode_states)
             if self._family != "scene" or cube_stays_visible(episode.side["qpos"]):
                 return episode
-        raise AssertionError("unreachable")
+            attempt += 1
 
     def _attempt(self, seed: int, num_states: int) -> Episode:
         observation, info = self._env.reset(seed=seed)  # seeds NumPy's generator too
@@ -260,11 +226,11 @@ def _collectable(dataset: str) -> tuple[str, Literal["play", "noisy"]]:
     task = resolve_dataset(dataset)
     kind = task.dataset.removesuffix("-v0").split("-")[-1]
     if task.suite != "ogbench" or kind not in ("play", "noisy"):
-        raise ValueError(
+        raise UserError(
             f"{task.dataset} comes from trained policies, not from scripted oracles: it cannot be "
             "collected. Get it with one of\n"
-            f"  python scripts/data.py download {task.dataset}\n"
-            f"  python scripts/data.py convert {task.dataset} --source <the dataset's file>"
+            f"  python scripts/data.py download {dataset}\n"
+            f"  python scripts/data.py convert FILE --path data/{task.dataset}.zarr"
         )
     return environment_of(task.dataset), cast(Literal["play", "noisy"], kind)
 
@@ -277,24 +243,3 @@ def _versions(pixels: bool) -> dict[str, str]:
         backend = probe()
         versions["renderer"] = f"{backend.name}, {backend.vendor}, {backend.renderer}"
     return versions
-
-
-def track(
-    items: Iterable[tuple[str, Episode]], total: int, title: str
-) -> Iterator[tuple[str, Episode]]:
-    """Pass episodes on under a progress bar that also shows the rate in states."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("episodes, {task.fields[rate]:.0f} states/s"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(title, total=total, rate=0.0)
-        start, states = time.monotonic(), 0
-        for item in items:
-            states += len(item[1].observations)
-            progress.update(bar, advance=1, rate=states / (time.monotonic() - start))
-            yield item

@@ -13,6 +13,7 @@ import gymnasium
 from deflow_vision.envs.rendering import check_profile, worker_variables
 from deflow_vision.envs.wrappers import ClipAction, FrameStack, SeededReset
 from deflow_vision.tasks import nearest
+from deflow_vision.types import UserError
 
 
 def make_env(
@@ -39,7 +40,7 @@ def make_env(
         float32, whose actions are clipped to [-1, 1], and whose `reset(seed=...)` seeds all.
 
     Raises:
-        ValueError: unknown id or render profile.
+        UserError: unknown id or render profile.
         NoRendererError: it draws its observations, and this machine cannot.
     """
     env = _make_ogbench(registered_id(env_id), render_profile, max_episode_steps=max_episode_steps)
@@ -139,7 +140,7 @@ def _make_ogbench(name: str, render_profile: str, **arguments: Any) -> gymnasium
     _register()
     known = [key for key in gymnasium.registry if "ogbench" in str(gymnasium.spec(key).entry_point)]
     if name not in known:
-        raise ValueError(f"unknown environment {name!r}. {nearest(name, known)}")
+        raise UserError(f"unknown environment {name!r}. {nearest(name, known)}")
     # The checker would draw further frames at each step, and its advice is for ogbench's authors.
     env = gymnasium.make(name, disable_env_checker=True, **arguments)
     _fix_spaces(env.unwrapped)

@@ -17,6 +17,7 @@ import numpy as np
 from deflow_vision.envs.make import make_env
 from deflow_vision.envs.rendering import check_profile, worker_variables
 from deflow_vision.envs.worker import Worker, WorkerError
+from deflow_vision.types import UserError
 
 _VIDEO_SCALE = 3  # a 64 x 64 observation is drawn as 192 x 192 in videos
 
@@ -39,7 +40,7 @@ class EnvStep(NamedTuple):
     info: dict[str, float]
 
 
-class EnvError(RuntimeError):
+class EnvError(UserError):
     """An environment of a pool failed; the message names it and the episode."""
 
 
@@ -75,7 +76,7 @@ class EnvPool:
     ) -> None:
         check_profile(render_profile)
         if num_envs < 1:
-            raise ValueError(f"num_envs is {num_envs}; it must be 1 or more.")
+            raise UserError(f"num_envs is {num_envs}; it must be 1 or more.")
         self.env_id = env_id
         self.num_envs = num_envs
         self._episodes = ["before the first episode"] * num_envs

@@ -15,11 +15,14 @@ from functools import lru_cache
 
 import numpy as np
 
+from deflow_vision.types import UserError
+
 RENDER_PROFILES = ("official",)
 """The settings that frames may be drawn with; "official" is the environment's own."""
 
 _DISABLED = ("disable", "disabled", "off", "false", "0")
 _CANDIDATES = ("egl", "osmesa")
+_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libosmesa6"
 _SECONDS = 120.0
 
 _DRAW = """
@@ -44,7 +47,7 @@ print(json.dumps([*names, devices]))
 """
 
 
-class NoRendererError(RuntimeError):
+class NoRendererError(UserError):
     """MuJoCo cannot draw on this machine."""
 
 
@@ -68,7 +71,7 @@ class Backend:
 def check_profile(profile: str) -> None:
     """Refuse a render profile that does not exist, naming those that do."""
     if profile not in RENDER_PROFILES:
-        raise ValueError(
+        raise UserError(
             f"unknown render profile {profile!r}; choose one of: {', '.join(RENDER_PROFILES)}."
         )
 
@@ -100,7 +103,7 @@ def _probe(wanted: str) -> Backend:
         failures.append(f"{name}: {result}")
     raise NoRendererError(
         f"MuJoCo cannot draw here, no OpenGL backend works ({'; '.join(failures)}).\n"
-        "On Debian or Ubuntu: apt-get install libegl1 libgl1 libosmesa6\n"
+        f"On Debian or Ubuntu: apt-get install {_PACKAGES}\n"
         + (
             f"MUJOCO_GL is set to {wanted!r}: unset it to have a backend chosen."
             if wanted

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 
 from deflow_vision.envs.rendering import check_frame
+from deflow_vision.types import UserError
 
 
 class SeededReset(gymnasium.Wrapper):  # type: ignore[misc]
@@ -61,7 +62,7 @@ class FrameStack(gymnasium.Wrapper):  # type: ignore[misc]
     def __init__(self, env: gymnasium.Env, num_frames: int) -> None:
         super().__init__(env)
         if num_frames < 1:
-            raise ValueError(f"frame_stack is {num_frames}; it must be 1 or more.")
+            raise UserError(f"frame_stack is {num_frames}; it must be 1 or more.")
         self._num_frames = num_frames
         self._frames: deque[np.ndarray] = deque(maxlen=num_frames)
 

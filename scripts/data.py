@@ -1,0 +1,138 @@
+"""Datasets: `python scripts/data.py collect|download|convert|info|verify [--help]`."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from deflow_vision.tasks import data_root, resolve_dataset
+from deflow_vision.types import UserError
+
+Name = Annotated[str, tyro.conf.Positional]
+Folder = Annotated[Path, tyro.conf.Positional]
+
+
+def collect(
+    dataset: Name,
+    episodes: int = 1000,
+    val_episodes: int | None = None,
+    seed: int = 0,
+    processes: int | None = None,
+    path: Path | None = None,
+    render_profile: str = "official",
+) -> None:
+    """Collect a cube, scene or puzzle dataset with OGBench's scripted oracles.
+
+    Args:
+        dataset: such as cube-double-play, scene-noisy or visual-puzzle-3x3-play.
+        episodes: training episodes of 1,000 transitions; OGBench's own datasets have 1,000 (cube
+            triple and puzzle 4x5: 3,000; cube quadruple and puzzle 4x6: 5,000).
+        val_episodes: validation episodes; by default a tenth of the training episodes.
+        seed: episode i of a split depends on (seed, split, i) alone.
+        processes: worker processes, by default one a core; the data do not depend on it.
+        path: the store's folder; by default <dataset>.zarr in $DEFLOW_DATA, or data/.
+        render_profile: how frames are drawn.
+    """
+    from deflow_vision.datasets import collect as collecting
+
+    path = path or _default_path(dataset)
+    collecting.collect(
+        dataset,
+        path,
+        episodes=episodes,
+        val_episodes=val_episodes,
+        seed=seed,
+        num_processes=processes,
+        render_profile=render_profile,
+    )
+    print(f"{path} is complete; `python scripts/data.py info {path}` shows what it holds.")
+
+
+def download(dataset: Name, path: Path | None = None) -> None:
+    """Download an OGBench dataset's files and convert them into a store.
+
+    Args:
+        dataset: such as cube-double-play or visual-antmaze-medium-navigate.
+        path: the store's folder; by default <dataset>.zarr in $DEFLOW_DATA, or data/.
+    """
+    from deflow_vision.datasets.convert import convert as convert_file
+    from deflow_vision.datasets.download import download as download_files
+    from deflow_vision.datasets.store import refuse_existing
+
+    path = path or _default_path(dataset)
+    refuse_existing(path)
+    folder = path.parent / "downloads"
+    files = download_files(dataset, folder)
+    convert_file(files[0], path, dataset)
+    print(f"{path} is complete; `python scripts/data.py info {path}` shows what it holds.")
+    print(f"The files it was made from are in {folder}; training does not need them.")
+
+
+def convert(file: Folder, dataset: str | None = None, path: Path | None = None) -> None:
+    """Convert an OGBench .npz file, and the -val file beside it, into a store.
+
+    Args:
+        file: the training file, <dataset>.npz.
+        dataset: the dataset's name; by default the file's.
+        path: the store's folder; by default <dataset>.zarr in $DEFLOW_DATA, or data/.
+    """
+    from deflow_vision.datasets.convert import convert as convert_file
+
+    path = path or _default_path(dataset or file.stem)
+    convert_file(file, path, dataset)
+    print(f"{path} is complete; `python scripts/data.py info {path}` shows what it holds.")
+
+
+def info(path: Folder) -> None:
+    """Print the dataset card of a store: counts, rewards and success of each goal, sizes, origin.
+
+    Args:
+        path: the store's folder.
+    """
+    from rich.console import Console
+
+    from deflow_vision.datasets.card import card
+
+    Console().print(card(path))
+
+
+def verify(path: Folder) -> None:
+    """Read a whole store and check every digest and every invariant; exit code 1 if one fails.
+
+    Args:
+        path: the store's folder.
+    """
+    from deflow_vision.datasets.store import verify as problems_of
+
+    problems = problems_of(path)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise SystemExit(1)
+    print(f"{path}: every array matches its digest.")
+
+
+def _default_path(dataset: str) -> Path:
+    return data_root() / f"{resolve_dataset(dataset).dataset}.zarr"
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    commands = {
+        "collect": collect,
+        "download": download,
+        "convert": convert,
+        "info": info,
+        "verify": verify,
+    }
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
+    except (UserError, ValueError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

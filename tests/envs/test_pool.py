@@ -1,0 +1,152 @@
+"""The pool, on a real environment that starts fast, and OGBench's arms in a worker."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from deflow_vision.envs.make import make_env, registered_id
+from deflow_vision.envs.pool import EnvError, EnvPool
+from deflow_vision.envs.rendering import worker_variables
+from deflow_vision.envs.worker import run_in_worker
+
+MAZE = "pointmaze-medium-navigate-singletask-task1-v0"
+ARM = "cube-single-play-singletask-task2-v0"
+PIXELS = "visual-cube-single-play-singletask-task1-v0"
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[EnvPool]:
+    with EnvPool(MAZE, num_envs=2, frame_stack=2, max_episode_steps=4) as pool:
+        yield pool
+
+
+def episode(pool: EnvPool, index: int, seed: int) -> np.ndarray:
+    """Observations of an episode with the same actions whatever the copy."""
+    generator = np.random.default_rng(3)
+    observations = [pool.reset(index, seed)]
+    for _ in range(4):
+        observations.append(pool.step([index], generator.normal(0, 2, (1, 2)))[0].observation)
+    return np.stack(observations)
+
+
+def test_the_pool_knows_the_shapes(pool: EnvPool) -> None:
+    assert pool.observation_shape == (2 * 2,)
+    assert pool.observation_dtype == "float32"
+    assert pool.action_dim == 2
+    observation = pool.reset(0, seed=0)
+    assert observation.shape == pool.observation_shape
+    assert observation.dtype == np.float32
+
+
+def test_an_episode_depends_on_its_seed_and_not_on_the_copy(pool: EnvPool) -> None:
+    first = episode(pool, 0, seed=11)
+    assert not np.array_equal(first, episode(pool, 1, seed=12))
+    assert np.array_equal(first, episode(pool, 1, seed=11))
+
+
+def test_resetting_several_copies_keeps_their_order(pool: EnvPool) -> None:
+    together = pool.reset_many([1, 0], [21, 22])
+    assert np.array_equal(together[0], pool.reset(0, 21))
+    assert np.array_equal(together[1], pool.reset(1, 22))
+
+
+def test_the_time_limit_truncates_and_nothing_resets_by_itself(pool: EnvPool) -> None:
+    last = pool.reset(0, seed=5)
+    for step in range(4):
+        result = pool.step([0], np.full((1, 2), 0.3))[0]
+        assert result.truncated == (step == 3)
+        assert not result.terminated
+        assert result.info == {"success": 0.0}
+        assert result.reward == -1.0
+        assert np.array_equal(result.observation[:2], last[2:])
+        last = result.observation
+
+
+def test_actions_beyond_the_range_act_like_the_clipped_ones(pool: EnvPool) -> None:
+    pool.reset_many([0, 1], [7, 7])
+    wide, clipped = pool.step([0, 1], np.array([[9.0, -9.0], [1.0, -1.0]]))
+    assert np.array_equal(wide.observation, clipped.observation)
+
+
+def test_a_state_task_draws_a_picture_for_videos(pool: EnvPool) -> None:
+    pool.reset(0, seed=5)
+    frame = pool.render(0)
+    assert frame.shape == (200, 200, 3)
+    assert frame.dtype == np.uint8
+    assert frame.std() > 5
+
+
+def test_a_dead_environment_is_an_error_that_names_it_and_the_episode() -> None:
+    with EnvPool(MAZE, num_envs=1) as pool:
+        pool.reset(0, seed=1234)
+        os.kill(pool._workers[0].pid, signal.SIGKILL)
+        with pytest.raises(EnvError, match=r"(?s)pointmaze.*seed 1234.*SIGKILL"):
+            pool.step([0], np.zeros((1, 2)))
+
+
+def test_closing_leaves_no_process() -> None:
+    with EnvPool(MAZE, num_envs=2) as pool:
+        pids = [worker.pid for worker in pool._workers]
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_an_unknown_environment_names_the_nearest() -> None:
+    nearest = r"(?s)unknown environment.*Nearest: cube-single-singletask"
+    with pytest.raises(EnvError, match=nearest):
+        EnvPool("cube-sngle-singletask-task2-v0", num_envs=1)
+
+
+@pytest.mark.parametrize(
+    ("task", "registered"),
+    [
+        (ARM, "cube-single-singletask-task2-v0"),
+        ("visual-scene-noisy-singletask-v0", "visual-scene-singletask-v0"),
+        ("puzzle-4x4-singletask-task1-v0", "puzzle-4x4-singletask-task1-v0"),
+        ("cube-double-v0", "cube-double-v0"),
+    ],
+)
+def test_the_datasets_type_is_left_out_of_the_registered_id(task: str, registered: str) -> None:
+    assert registered_id(task) == registered
+
+
+def seeded_episodes() -> list[np.ndarray]:
+    """Episodes of an arm with the seeds 5, 6 and 5, from one environment."""
+    env = make_env(ARM)
+    episodes = []
+    for seed in (5, 6, 5):
+        observations = [env.reset(seed=seed)[0]]
+        observations += [env.step(np.full(5, 0.2))[0] for _ in range(3)]
+        episodes.append(np.stack(observations))
+    return episodes
+
+
+def test_an_episode_of_an_arm_is_repeatable_to_the_bit() -> None:
+    first, other, again = run_in_worker(seeded_episodes, variables={"MUJOCO_GL": "disable"})
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def drawn_episode() -> tuple[np.ndarray, np.ndarray, bool]:
+    """First two observations of a pixel episode, and whether torch is anywhere in the process."""
+    env = make_env(PIXELS, frame_stack=2)
+    first, _ = env.reset(seed=3)
+    second = env.step(np.full(5, 0.5))[0]
+    env.close()
+    return first, second, "torch" in sys.modules
+
+
+def test_a_worker_that_draws_never_imports_torch() -> None:
+    variables = worker_variables(pixels=True)
+    first, second, torch_there = run_in_worker(drawn_episode, variables=variables)
+    assert not torch_there
+    assert first.shape == (64, 64, 6)
+    assert first.dtype == np.uint8
+    assert np.array_equal(first[..., :3], first[..., 3:])
+    assert np.array_equal(second[..., :3], first[..., 3:])
+    assert first.std() > 5

@@ -1,0 +1,95 @@
+"""The choice of an OpenGL backend. The backends that work here are tried for real, once."""
+
+import numpy as np
+import pytest
+
+from deflow_vision.envs import rendering
+from deflow_vision.envs.rendering import Backend, NoRendererError, check_frame, worker_variables
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MUJOCO_GL", "MUJOCO_EGL_DEVICE_ID", "LP_NUM_THREADS", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    backend = Backend("egl", "vendor", "renderer", num_devices=2)
+    monkeypatch.setattr(rendering, "probe", lambda: backend)
+
+
+def test_this_machine_draws_and_says_with_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    backend = rendering.probe()
+    assert backend.name in ("egl", "osmesa")
+    assert backend.vendor
+    assert backend.renderer
+    assert backend.num_devices >= 1
+
+
+def test_no_backend_is_an_error_of_three_lines_that_names_the_packages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(rendering, "_try", lambda name: f"no lib{name}")
+    rendering._probe.cache_clear()
+    with pytest.raises(NoRendererError) as caught:
+        rendering.probe()
+    rendering._probe.cache_clear()
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert "egl: no libegl; osmesa: no libosmesa" in lines[0]
+    assert "apt-get install libegl1" in lines[1]
+    assert "libosmesa6" in lines[1]
+
+
+def test_the_users_backend_is_the_only_one_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    monkeypatch.setattr(rendering, "_try", lambda name: f"no {name}")
+    with pytest.raises(NoRendererError) as caught:
+        rendering.probe()
+    assert "no glfw" in str(caught.value)
+    assert "osmesa:" not in str(caught.value)
+    assert "unset it" in str(caught.value)
+
+
+def test_pixels_are_refused_where_drawing_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "disable")
+    with pytest.raises(NoRendererError, match="MUJOCO_GL=disable switches drawing off"):
+        worker_variables(pixels=True)
+
+
+def test_a_state_task_needs_no_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Backend:
+        raise NoRendererError("none")
+
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(rendering, "probe", fail)
+    assert worker_variables(pixels=False) == {"MUJOCO_GL": "disable"}
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_variables_of_the_user_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_variables(pixels=True) == {"MUJOCO_GL": "egl", "LP_NUM_THREADS": "0"}
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("LP_NUM_THREADS", "3")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "1")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert worker_variables(pixels=True) == {}
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(("rank", "device"), [("0", "0"), ("1", "1"), ("2", "0")])
+def test_each_local_rank_draws_on_its_own_device(
+    monkeypatch: pytest.MonkeyPatch, rank: str, device: str
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert worker_variables(pixels=True)["MUJOCO_EGL_DEVICE_ID"] == device
+
+
+def test_an_unknown_render_profile_is_refused_with_the_choices() -> None:
+    with pytest.raises(ValueError, match=r"unknown render profile 'fast'; choose one of: official"):
+        rendering.check_profile("fast")
+
+
+def test_a_frame_with_two_values_passes() -> None:
+    frame = np.zeros((2, 2, 3), np.uint8)
+    frame[0, 0, 0] = 1
+    check_frame(frame, "env")
