@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+
 from deflow_vision import __version__
 from deflow_vision.datasets.episodes import Episode, track, write_episodes
 from deflow_vision.datasets.relabel import environment_of, read_goals

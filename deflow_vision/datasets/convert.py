@@ -18,8 +18,8 @@ from typing import Any, Self
 import numpy as np
 
 from deflow_vision import __version__
-from deflow_vision.datasets.collect import Episode, track
-from deflow_vision.datasets.relabel import environment_of, read_goals, relabel_all
+from deflow_vision.datasets.episodes import Episode, track, write_episodes
+from deflow_vision.datasets.relabel import environment_of, read_goals
 from deflow_vision.datasets.schema import SIDE_DTYPES, StoreError
 from deflow_vision.datasets.store import StoreWriter
 from deflow_vision.tasks import Task, resolve_dataset
@@ -68,16 +68,9 @@ def convert(source: Path, path: Path, dataset: str | None = None) -> None:
                 **archives["train"].layout(),
             )
         )
-        labels: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
         episodes = ((s, episode) for s, archive in archives.items() for episode in archive)
         total = sum(len(archive.lengths) for archive in archives.values())
-        for split, episode in track(episodes, total, task.dataset):
-            writer.append_episode(split, episode.observations, episode.actions, **episode.side)
-            for goal, label in relabel_all(goals, episode.side).items():
-                labels.setdefault((split, goal), []).append(label)
-        for (split, goal), rows in labels.items():
-            rewards, masks = (np.concatenate(column) for column in zip(*rows, strict=True))
-            writer.write_goal(split, goal, rewards, masks)
+        write_episodes(writer, goals, track(episodes, total, task.dataset))
 
 
 class Archive:
