@@ -236,8 +236,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 def computes_bfloat16() -> bool:
     """Whether this machine's GPU, or its CPU where it has none, has bfloat16 instructions."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def open_task_store(config: TrainConfig, task: Task) -> Store:
