@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_the_identity_returns_the_state():
         (STATE, EncoderConfig(name="impala"), "state observations"),
         (PIXELS, EncoderConfig(name="identity"), "pixel observations"),
         (PIXELS, EncoderConfig(name="impale"), "impala_small"),
-        (PIXELS, EncoderConfig(name="impala", weights="w.safetensors"), "timm:<model>"),
+        (PIXELS, EncoderConfig(name="impala", weights=Path("w.safetensors")), "timm:<model>"),
     ],
 )
 def test_an_encoder_that_does_not_fit_is_refused(spec, config, words):
