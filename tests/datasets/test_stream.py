@@ -51,7 +51,7 @@ def equal(one, other) -> None:
         np.testing.assert_array_equal(left, right)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6).filter(lambda n: max(n) > 3),
     frame_stack=st.integers(1, 4),
