@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tyro
 from accelerate.commands.launch import launch_command_parser
 
 from deflow_vision.config import compose, load, to_yaml
@@ -37,7 +38,7 @@ def check_train(arguments: list[str], tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text(to_yaml(compose("cube-double-play")))
         arguments = [str(tmp_path) if word.startswith("runs/") else word for word in arguments]
     with pytest.raises(SystemExit) as stop:
-        load([*arguments, "--dry-run"])
+        load(arguments if "--help" in arguments else [*arguments, "--dry-run"])
     assert stop.value.code == 0
 
 
@@ -56,6 +57,11 @@ def check_data(arguments: list[str], tmp_path: Path) -> None:
     assert called == [arguments[0].replace("-", "_")]
 
 
+def check_evaluate(arguments: list[str], tmp_path: Path) -> None:
+    main = importlib.import_module("scripts.evaluate").main
+    assert "run" in tyro.cli(functools.wraps(main)(lambda **given: given), args=arguments)
+
+
 def check_launch(arguments: list[str], tmp_path: Path) -> None:
     launch = launch_command_parser().parse_args(arguments)
     assert launch.config_file is None or (ROOT / launch.config_file).is_file()
@@ -67,6 +73,7 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     "accelerate launch": check_launch,
     "scripts/train.py": check_train,
     "scripts/data.py": check_data,
+    "scripts/evaluate.py": check_evaluate,
 }
 
 
