@@ -19,9 +19,9 @@ import numpy as np
 from deflow_vision import __version__
 from deflow_vision.datasets.episodes import Episode, track, write_episodes
 from deflow_vision.datasets.relabel import environment_of, read_goals
-from deflow_vision.datasets.store import StoreWriter
+from deflow_vision.datasets.store import StoreWriter, refuse_existing
 from deflow_vision.envs.make import make_collection_env, make_oracles
-from deflow_vision.envs.rendering import check_profile, probe, worker_variables
+from deflow_vision.envs.rendering import NO_DRAWING, check_profile, probe, worker_variables
 from deflow_vision.envs.worker import Worker
 from deflow_vision.seeding import derive_seed
 from deflow_vision.tasks import resolve_dataset
@@ -74,6 +74,7 @@ def collect(
     """
     name, kind = _collectable(dataset)
     check_profile(render_profile)
+    refuse_existing(path)
     val_episodes = episodes // 10 if val_episodes is None else val_episodes
     if episodes < 1 or val_episodes < 0 or episode_states < 2:
         raise UserError(
@@ -82,7 +83,7 @@ def collect(
         )
     pixels = name.startswith("visual-")
     jobs = [("train", i) for i in range(episodes)] + [("val", i) for i in range(val_episodes)]
-    variables = worker_variables(pixels=pixels)
+    variables = worker_variables(pixels=True) if pixels else NO_DRAWING
     num_workers = max(1, min(num_processes or os.cpu_count() or 1, len(jobs)))
     with contextlib.ExitStack() as stack:
         workers = [
@@ -177,7 +178,7 @@ class Collector:
         p_random = _RANDOM_ACTIONS[self._family] if self._noisy else 0.0
         oracle = self._oracles[info["privileged/target_task"]]
         oracle.reset(observation, info)
-        observations, actions, states = [observation], [], [info]
+        observations, actions, states = [observation], [], [_stored(info)]
         while len(observations) < num_states:
             if np.random.uniform() < p_random:
                 action = np.random.uniform(-1.0, 1.0, len(_NOISE_SHAPE))
@@ -189,7 +190,7 @@ class Collector:
             observation, _, _, _, info = self._env.step(action)
             observations.append(observation)
             actions.append(action)
-            states.append(info)
+            states.append(_stored(info))
             if oracle.done:
                 # `info` stays that of the step, as in OGBench's code: for one step more a Markov
                 # oracle sees the target before.
@@ -202,13 +203,18 @@ class Collector:
         side = {
             key: np.asarray([state[key] for state in states], dtype)
             for key, dtype in _SIDE.items()
-            if key in info
+            if key in states[0]
         }
         return Episode(
             np.asarray(observations, np.uint8 if pixels else np.float32),
             np.asarray(actions, np.float32),
             side,
         )
+
+
+def _stored(info: dict[str, Any]) -> dict[str, Any]:
+    """The part of a step's info that a store keeps."""
+    return {key: info[key] for key in _SIDE if key in info}
 
 
 def cube_stays_visible(qpos: np.ndarray) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from deflow_vision.datasets.schema import StoreError, read_all
 from deflow_vision.datasets.store import add_goals, open_store
 from deflow_vision.envs.make import make_env
+from deflow_vision.envs.rendering import NO_DRAWING
 from deflow_vision.envs.worker import run_in_worker
 from deflow_vision.tasks import resolve_dataset
 
@@ -59,7 +60,7 @@ def read_goals(name: str) -> dict[str, Goal]:
         Goal by its key.
     """
     goals: dict[str, Goal] = run_in_worker(
-        goals_of, name.removeprefix("visual-"), variables={"MUJOCO_GL": "disable"}
+        goals_of, name.removeprefix("visual-"), variables=NO_DRAWING
     )
     return goals
 

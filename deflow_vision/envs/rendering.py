@@ -20,6 +20,9 @@ from deflow_vision.types import UserError
 RENDER_PROFILES = ("official",)
 """The settings that frames may be drawn with; "official" is the environment's own."""
 
+NO_DRAWING = {"MUJOCO_GL": "disable"}
+"""Variables of a worker that never draws: it loads no OpenGL at all."""
+
 _DISABLED = ("disable", "disabled", "off", "false", "0")
 _CANDIDATES = ("egl", "osmesa")
 _PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libosmesa6"
@@ -156,7 +159,7 @@ def worker_variables(*, pixels: bool) -> dict[str, str]:
     except NoRendererError:
         if pixels:
             raise
-        return {"MUJOCO_GL": "disable"}
+        return dict(NO_DRAWING)
     variables["MUJOCO_GL"] = backend.name
     rank = os.environ.get("LOCAL_RANK", "")
     if backend.name == "egl" and backend.num_devices > 1 and rank.isdigit():

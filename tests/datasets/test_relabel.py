@@ -13,6 +13,7 @@ from deflow_vision.datasets import relabel as relabelling
 from deflow_vision.datasets.relabel import Goal, environment_of, goals_of, relabel, relabel_store
 from deflow_vision.datasets.store import StoreError, StoreWriter, open_store, verify
 from deflow_vision.envs.make import make_env
+from deflow_vision.envs.rendering import NO_DRAWING
 from deflow_vision.envs.worker import Worker
 
 ARMS = ("cube-single", "cube-double", "cube-triple", "cube-quadruple", "scene", "puzzle-3x3")
@@ -73,7 +74,7 @@ def place(states: dict[str, np.ndarray], goal: Goal, rows: slice) -> None:
 
 @pytest.fixture(scope="module")
 def reference() -> Iterator[Worker]:
-    with Worker(Reference, variables={"MUJOCO_GL": "disable"}) as worker:
+    with Worker(Reference, variables=NO_DRAWING) as worker:
         yield worker
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from deflow_vision.envs.make import make_env, registered_id
 from deflow_vision.envs.pool import EnvError, EnvPool
-from deflow_vision.envs.rendering import worker_variables
+from deflow_vision.envs.rendering import NO_DRAWING, worker_variables
 from deflow_vision.envs.worker import run_in_worker
 
 MAZE = "pointmaze-medium-navigate-singletask-task1-v0"
@@ -127,7 +127,7 @@ def seeded_episodes() -> list[np.ndarray]:
 
 
 def test_an_episode_of_an_arm_is_repeatable_to_the_bit() -> None:
-    first, other, again = run_in_worker(seeded_episodes, variables={"MUJOCO_GL": "disable"})
+    first, other, again = run_in_worker(seeded_episodes, variables=NO_DRAWING)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 

@@ -1,0 +1,192 @@
+"""Collection, with episodes of a few steps from the real environments and oracles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deflow_vision.datasets import collect as collecting
+from deflow_vision.datasets.collect import Collector, collect, cube_stays_visible
+from deflow_vision.datasets.episodes import Episode
+from deflow_vision.datasets.relabel import Goal, relabel
+from deflow_vision.datasets.store import StoreError, open_store, verify
+from deflow_vision.envs.rendering import NO_DRAWING, NoRendererError, worker_variables
+from deflow_vision.envs.worker import Worker
+
+GOALS = {f"task{k}": Goal(cubes=np.array([[0.1 * k, 0.0, 0.02]])) for k in range(1, 6)}
+
+
+class Collectors:
+    """Collectors of several environments in one process, so that each test starts fast."""
+
+    def episode(self, name: str, kind: Any, states: int, *index: Any) -> Episode:
+        return Collector(name, kind, 0, states, "official").episode(*index)
+
+    def warm_and_cold(self, name: str, kind: Any, states: int) -> list[Episode]:
+        """Episode 1 by a collector that made episode 0 before, and by one that did not."""
+        warm, cold = (Collector(name, kind, 0, states, "official") for _ in range(2))
+        warm.episode("train", 0)
+        return [warm.episode("train", 1), cold.episode("train", 1)]
+
+
+@pytest.fixture(scope="module")
+def collectors() -> Iterator[Worker]:
+    with Worker(Collectors, variables=NO_DRAWING) as worker:
+        yield worker
+
+
+@pytest.fixture
+def known_goals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The goals of cube-single without asking ogbench, which takes seconds."""
+    monkeypatch.setattr(collecting, "read_goals", {"cube-single": GOALS}.__getitem__)
+
+
+@pytest.mark.usefixtures("known_goals")
+def test_the_store_is_the_same_whatever_the_number_of_processes(tmp_path: Path) -> None:
+    for processes in (1, 2):
+        collect(
+            "cube-single-play",
+            tmp_path / f"{processes}.zarr",
+            episodes=2,
+            val_episodes=1,
+            num_processes=processes,
+            episode_states=5,
+        )
+    one, two = (open_store(tmp_path / f"{processes}.zarr") for processes in (1, 2))
+    assert one.attributes == two.attributes
+    assert verify(tmp_path / "2.zarr") == []
+    assert one.attributes["env_id"] == "cube-single-play-v0"
+    assert one.attributes["counts"]["train"] == {"states": 10, "episodes": 2, "transitions": 8}
+    assert one.val is not None
+    assert len(one.val.episode_ends) == 1
+    assert one.attributes["versions"].keys() == {"ogbench", "mujoco", "deflow-vision"}
+    train = one.train
+    assert train.goals() == list(GOALS)
+    rewards, _ = relabel(GOALS["task3"], qpos=train.side["qpos"][:])
+    assert np.array_equal(train.rewards("task3"), rewards)
+    assert not np.array_equal(train.observations[0], train.observations[5])
+    assert not np.array_equal(train.observations[0], one.val.observations[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "dimension", "buttons"),
+    [
+        ("cube-double", "play", 37, 0),
+        ("cube-triple", "noisy", 46, 0),
+        ("scene", "play", 40, 2),
+        ("scene", "noisy", 40, 2),
+        ("puzzle-3x3", "play", 55, 9),
+        ("puzzle-4x4", "noisy", 83, 16),
+    ],
+)
+def test_every_environment_makes_episodes_of_the_layout_of_its_dataset(
+    collectors: Worker, name: str, kind: str, dimension: int, buttons: int
+) -> None:
+    episode = collectors.call("episode", name, kind, 40, "train", 0)
+    assert episode.observations.shape == (40, dimension)
+    assert episode.observations.dtype == np.float32
+    assert episode.actions.shape == (39, 5)
+    assert np.abs(episode.actions).max() <= 1
+    assert episode.actions.std(axis=0).min() >= 0
+    assert episode.side["qpos"].dtype == np.float32
+    assert ("button_states" in episode.side) == (buttons > 0)
+    if buttons:
+        assert episode.side["button_states"].shape == (40, buttons)
+
+
+def test_a_row_holds_the_simulator_state_that_its_observation_shows(collectors: Worker) -> None:
+    episode = collectors.call("episode", "cube-double", "noisy", 12, "train", 3)
+    assert np.array_equal(episode.observations[:, :6], episode.side["qpos"][:, :6])
+    moved = np.abs(np.diff(episode.side["qpos"][:, :6], axis=0)).max(axis=1)
+    assert moved.min() > 0
+
+
+def test_an_episode_does_not_depend_on_those_before_it(collectors: Worker) -> None:
+    warm, cold = collectors.call("warm_and_cold", "scene", "noisy", 25)
+    assert np.array_equal(warm.observations, cold.observations)
+    assert np.array_equal(warm.actions, cold.actions)
+
+
+def test_training_and_validation_episodes_are_different_ones(collectors: Worker) -> None:
+    train = collectors.call("episode", "cube-double", "play", 2, "train", 0)
+    val = collectors.call("episode", "cube-double", "play", 2, "val", 0)
+    assert not np.array_equal(train.observations, val.observations)
+
+
+class Loses(Collector):
+    """A scene whose cube is lost in the first attempts."""
+
+    def __init__(self) -> None:
+        self._seed, self._family, self._episode_states = 0, "scene", 3
+        self.seeds: list[int] = []
+
+    def _attempt(self, seed: int, num_states: int) -> Episode:
+        self.seeds.append(seed)
+        qpos = np.zeros((num_states, 25))
+        qpos[1, 15] = 0.3 if len(self.seeds) < 3 else 0.1
+        return Episode(np.zeros((3, 2)), np.zeros((2, 5)), {"qpos": qpos})
+
+
+def test_a_scene_that_loses_its_cube_is_made_again_from_another_seed() -> None:
+    collector = Loses()
+    assert cube_stays_visible(collector.episode("train", 0).side["qpos"])
+    assert len(set(collector.seeds)) == 3
+
+
+@pytest.mark.parametrize(
+    ("y", "z", "visible"),
+    [(0.28, 0.02, True), (0.29, 0.02, False), (-0.3, 0.07, True), (-0.3, 0.05, False)],
+)
+def test_a_cube_is_visible_on_the_table_and_in_the_drawer(
+    y: float, z: float, visible: bool
+) -> None:
+    qpos = np.zeros((2, 25))
+    qpos[0, 15:17] = y, z
+    assert cube_stays_visible(qpos) == visible
+
+
+def test_pixels_are_collected_with_the_states_that_they_show(tmp_path: Path) -> None:
+    variables = worker_variables(pixels=True)
+    arguments = ("visual-cube-double", "play", 0, 2, "official")
+    with Worker(Collector, *arguments, variables=variables) as worker:
+        episode = worker.call("episode", "train", 0)
+        layout = worker.call("layout")
+    assert episode.observations.shape == (2, 64, 64, 3)
+    assert episode.observations.dtype == np.uint8
+    assert episode.observations.std() > 5
+    assert layout["side"] == {"qpos": (28,), "qvel": (26,)}
+    assert layout["observation_dtype"] == "uint8"
+
+
+def test_a_dataset_of_trained_experts_is_refused_with_the_ways_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"(?s)trained policies.*data.py download.*data.py convert"
+    ):
+        collect("antmaze-large-navigate", tmp_path / "store.zarr", episodes=1)
+
+
+def test_an_unknown_render_profile_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="choose one of: official"):
+        collect("cube-single-play", tmp_path / "a.zarr", episodes=1, render_profile="fast")
+
+
+def test_no_episodes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 1 training episode"):
+        collect("cube-single-play", tmp_path / "a.zarr", episodes=0)
+
+
+def test_an_existing_store_is_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="exists"):
+        collect("cube-single-play", tmp_path, episodes=1)
+
+
+def test_pixels_are_refused_before_any_work_where_nothing_can_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "off")
+    with pytest.raises(NoRendererError, match="apt-get install"):
+        collect("visual-cube-single-play", tmp_path / "a.zarr", episodes=1)
