@@ -1,0 +1,227 @@
+"""Pictures of a run, drawn from nothing but its folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    EngFormatter,
+    FormatStrFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+)
+
+from deflow_vision.types import UserError
+
+TRAIN, VALIDATION, REFERENCE = "#0072B2", "#D55E00", "#555555"
+"""Colours that the colour-blind tell apart (Okabe and Ito)."""
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.3,
+}
+
+Panel = Callable[[Axes], None]
+
+
+def learning_curves(run_dir: Path) -> list[Path]:
+    """Draw the curves of a run into `run_dir/plots`: one figure, a panel for each thing measured.
+
+    Success with its counts, return, losses on training and validation batches, the multiplier
+    alpha and the divergence D against its target, Q, and the rate. Works while the run goes on.
+
+    Args:
+        run_dir: a run folder: `train.csv`, and where they are there `episodes.csv`, `config.yaml`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: the folder has no `train.csv`, or that is empty.
+    """
+    train = read_table(run_dir / "train.csv")
+    if train.empty:
+        raise UserError(f"{run_dir / 'train.csv'} has no rows yet: nothing to draw")
+    episodes_path, config_path = run_dir / "episodes.csv", run_dir / "config.yaml"
+    episodes = read_table(episodes_path) if episodes_path.exists() else pd.DataFrame()
+    config = yaml.safe_load(config_path.read_text()) if config_path.exists() else {}
+
+    panels = _panels(train, episodes, config)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(3.6 * columns, 2.5 * rows + 0.4), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axis, panel in zip(axes, panels, strict=False):
+            panel(axis)
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+            axis.set_xlabel("gradient steps")
+        for axis in axes[len(panels) :]:
+            axis.remove()
+        words = [config.get("task"), config.get("algo"), f"seed {config.get('seed')}"]
+        figure.suptitle("  ·  ".join(map(str, words)) if config else run_dir.name, fontsize=11)
+        return [_save(figure, run_dir / "plots" / "learning_curves.png")]
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV of a run, which may be writing to it at this moment.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not path.exists():
+        raise UserError(f"no {path}: give the folder of a run")
+    whole = path.read_text().rpartition("\n")[0]  # the last line may be half written
+    return pd.read_csv(StringIO(whole)) if whole else pd.DataFrame()
+
+
+def _panels(train: pd.DataFrame, episodes: pd.DataFrame, config: Mapping[str, Any]) -> list[Panel]:
+    """The panels for which there is anything to show."""
+    panels: list[Panel] = []
+    if not episodes.empty:
+        panels.append(lambda axis: _success(axis, episodes))
+        panels.append(lambda axis: _return(axis, episodes))
+    if "train/actor/divergence" in train:
+        target = (config.get("agent") or {}).get("target_divergence")
+        panels.append(lambda axis: _divergence(axis, train, target))
+    if "train/alpha/value" in train:
+        panels.append(
+            lambda axis: _curve(axis, train, "alpha/value", r"Multiplier $\alpha$", log=True)
+        )
+    if "train/critic/q_mean" in train:
+        panels.append(lambda axis: _q(axis, train))
+    for key in map(str, train.columns):
+        name = key.removeprefix("train/")
+        # The multiplier's loss says nothing that D beside its target does not show.
+        if name != key and name.endswith(("/loss", "_loss")) and name != "alpha/loss":
+            panels.append(lambda axis, name=name: _loss(axis, train, name))  # type: ignore[misc]
+    if "time/steps_per_second" in train:
+        panels.append(lambda axis: _rate(axis, train))
+    return panels
+
+
+def _success(axis: Axes, episodes: pd.DataFrame) -> None:
+    groups = episodes.groupby("step")["success"]
+    wins, counts = groups.sum().to_numpy(), groups.count().to_numpy()
+    steps = np.array(list(groups.groups))
+    low, high = _wilson(wins, counts)
+    axis.fill_between(steps, 100 * low, 100 * high, color=TRAIN, alpha=0.15, linewidth=0)
+    axis.plot(steps, 100 * wins / counts, color=TRAIN, marker="o", markersize=3)
+    marked = range(len(steps)) if len(steps) <= 6 else [int(np.argmax(wins / counts)), -1]
+    for i in marked:
+        axis.annotate(
+            f"{wins[i]:.0f}/{counts[i]}",
+            (float(steps[i]), float(100 * wins[i] / counts[i])),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+        )
+    axis.margins(x=0.08)
+    axis.set_ylim(-3, 112)
+    axis.set_yticks([0, 25, 50, 75, 100])
+    capped = "capped" in episodes and bool(episodes["capped"].any())
+    axis.set_title("Success, 95 % interval" + (" (episodes cut short)" if capped else ""))
+    axis.set_ylabel("episodes won [%]")
+
+
+def _wilson(wins: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's 95 % interval of a rate."""
+    z = 1.96
+    rate, weight = wins / counts, z**2 / counts
+    middle = (rate + weight / 2) / (1 + weight)
+    half = z * np.sqrt(rate * (1 - rate) / counts + weight / (4 * counts)) / (1 + weight)
+    return middle - half, middle + half
+
+
+def _return(axis: Axes, episodes: pd.DataFrame) -> None:
+    groups = episodes.groupby("step")["return"]
+    steps, mean = np.array(list(groups.groups)), groups.mean().to_numpy()
+    half = 1.96 * groups.sem().fillna(0).to_numpy()
+    axis.fill_between(steps, mean - half, mean + half, color=TRAIN, alpha=0.15, linewidth=0)
+    axis.plot(steps, mean, color=TRAIN, marker="o", markersize=3)
+    axis.set_title("Return, 95 % interval")
+    axis.set_ylabel("mean sum of rewards")
+
+
+def _divergence(axis: Axes, train: pd.DataFrame, target: float | None) -> None:
+    _curve(axis, train, "actor/divergence", "Divergence D", log=True)
+    if target is not None:
+        axis.axhline(target, color=REFERENCE, linestyle="--", linewidth=1)
+        axis.set_title(f"Divergence D, target {target:g}")
+    axis.set_ylabel("mean squared refinement")
+
+
+def _q(axis: Axes, train: pd.DataFrame) -> None:
+    if {"train/critic/q_min", "train/critic/q_max"} <= set(train.columns):
+        known = train.dropna(subset=["train/critic/q_min", "train/critic/q_max"])
+        low, high = known["train/critic/q_min"], known["train/critic/q_max"]
+        axis.fill_between(known["step"], low, high, color=TRAIN, alpha=0.15, linewidth=0)
+    _curve(axis, train, "critic/q_mean", "Q of the data, mean and range of a batch")
+    axis.set_ylabel("discounted return")
+
+
+def _rate(axis: Axes, train: pd.DataFrame) -> None:
+    known = train.dropna(subset=["time/steps_per_second"])
+    axis.plot(known["step"], known["time/steps_per_second"], color=TRAIN)
+    axis.set_ylim(bottom=0)
+    title = f"Rate, median {known['time/steps_per_second'].median():.3g}/s"
+    if "time/data_wait" in known:
+        title += f", data wait {100 * known['time/data_wait'].median():.2g} %"
+    axis.set_title(title)
+    axis.set_ylabel("gradient steps a second")
+
+
+def _loss(axis: Axes, train: pd.DataFrame, name: str) -> None:
+    values = train[f"train/{name}"].dropna()
+    spread = bool((values > 0).all()) and values.max() > 20 * values.median()
+    _curve(axis, train, name, f"Loss: {name}", log=spread)
+
+
+def _curve(axis: Axes, train: pd.DataFrame, key: str, title: str, log: bool = False) -> None:
+    """One quantity on training batches and, where it is there, on validation batches."""
+    for split, color in (("train", TRAIN), ("val", VALIDATION)):
+        if (name := f"{split}/{key}") in train and (known := train.dropna(subset=[name])).size:
+            marker = "o" if split == "val" or len(known) < 3 else None
+            axis.plot(known["step"], known[name], color=color, marker=marker, markersize=3)
+    if len(axis.lines) > 1:
+        axis.legend(axis.lines, ["training", "validation"], loc="best")
+    if log:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_title(title)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_name(f"{path.stem}.partial-{os.getpid()}.png")
+    figure.savefig(part, dpi=150)
+    os.replace(part, path)
+    return path
