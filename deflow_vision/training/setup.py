@@ -23,6 +23,7 @@ from deflow_vision.config import (
     to_dict,
 )
 from deflow_vision.datasets.augment import Augmentation
+from deflow_vision.datasets.residency import plan_residency
 from deflow_vision.datasets.sampler import make_sampler
 from deflow_vision.datasets.store import Store, open_store
 from deflow_vision.envs.pool import EnvPool
@@ -189,12 +190,19 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
             f"data.num_streams is {num_streams}: it must be a multiple of the number of processes "
             f"({accelerator.num_processes}) and divide batch_size ({config.batch_size})."
         )
+    residency = plan_residency(
+        store.train,
+        residency=config.data.residency,
+        frame_stack=config.data.frame_stack or 1,
+        num_streams=num_streams,
+    ).residency
     config = replace(
         config,
         mixed_precision=accelerator.mixed_precision,
         run_dir=run_dir,
         resume=None,
-        data=replace(config.data, num_streams=num_streams),
+        # "auto" looks at this machine's memory; the batches of a resumed run must not.
+        data=replace(config.data, num_streams=num_streams, residency=residency),
     )
     setup = Setup(
         config=config,

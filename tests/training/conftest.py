@@ -1,0 +1,74 @@
+"""Runs of a few steps with tiny networks on tiny stores of the real tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deflow_vision.config import load
+from deflow_vision.datasets.store import StoreWriter
+
+TASKS = {"state": "cube-single-play-task1", "pixels": "visual-cube-single-play-task1"}
+
+
+def write_task_store(path: Path, kind: str, lengths=(14, 9, 11)) -> Path:
+    """A store that passes for cube-single-play: random numbers, right shapes."""
+    rng = np.random.default_rng(0)
+    prefix = "visual-" if kind == "pixels" else ""
+    shape = (16, 16, 3) if kind == "pixels" else (28,)
+    with StoreWriter(
+        path,
+        source="test",
+        env_id=f"{prefix}cube-single-play-v0",
+        seeds={"train": 0},
+        observation_shape=shape,
+        observation_dtype="uint8" if kind == "pixels" else "float32",
+        action_dim=5,
+        render_profile="official" if kind == "pixels" else None,
+    ) as writer:
+        for split, split_lengths in (("train", lengths), ("val", (8,))):
+            for length in split_lengths:
+                if kind == "pixels":
+                    observations = rng.integers(0, 256, (length, *shape), dtype=np.uint8)
+                else:
+                    observations = rng.normal(size=(length, *shape)).astype(np.float32)
+                actions = rng.uniform(-1, 1, (length - 1, 5)).astype(np.float32)
+                writer.append_episode(split, observations, actions)
+            total = sum(split_lengths)
+            writer.write_goal(split, "task1", -np.ones(total), rng.random(total) > 0.2)
+    return path
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores")
+    return {kind: write_task_store(folder / f"{kind}.zarr", kind) for kind in TASKS}
+
+
+@pytest.fixture(params=["state", "pixels"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def arguments(stores):
+    """The command line of a tiny run; later flags win."""
+
+    def make(kind: str, run_dir: Path, *flags: str) -> list[str]:
+        encoder = ["--encoder.name", "impala_debug"] if kind == "pixels" else []
+        return [
+            *("--task", TASKS[kind], "--data.path", str(stores[kind]), *encoder),
+            *("--agent.hidden-dims", "8", "12", "--batch-size", "6", "--offline-steps", "6"),
+            *("--checkpoint.every", "3", "--checkpoint.keep", "9", "--log.every", "1"),
+            *("--eval.episodes", "0", "--eval.every", "3", "--eval.val-batches", "1"),
+            *("--num-threads", "1", "--run-dir", str(run_dir), *flags),
+        ]
+
+    return make
+
+
+@pytest.fixture
+def configure(arguments):
+    return lambda *args: load(arguments(*args))

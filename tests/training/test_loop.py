@@ -1,0 +1,197 @@
+"""The loop as a whole: resuming, determinism, processes, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deflow_vision.config import load
+from deflow_vision.training.checkpoint import CheckpointError, checkpoints
+from deflow_vision.training.loop import train
+from deflow_vision.types import UserError
+
+
+def weights(run, step=6):
+    folder = run / "checkpoints" / f"step_{step}"
+    return {
+        f"{name}:{key}": value
+        for name in ("agent", "optimizer")
+        for key, value in load_file(folder / f"{name}.safetensors").items()
+    }
+
+
+def rows(run):
+    table = pd.read_csv(run / "train.csv")
+    return table[[c for c in table.columns if not c.startswith("time/")]]
+
+
+def assert_same_run(ours, theirs, step=6):
+    a, b = weights(ours, step), weights(theirs, step)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+    pd.testing.assert_frame_equal(rows(ours), rows(theirs), check_exact=True)
+
+
+@pytest.mark.parametrize("residency", ["ram", "stream"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    kind, residency, configure, tmp_path
+):
+    flags = ("--data.residency", residency)
+    whole = train(configure(kind, tmp_path / "whole", *flags))
+    half = train(configure(kind, tmp_path / "half", "--offline-steps", "3", *flags))
+    train(load(["--resume", str(half), "--offline-steps", "6"]))
+    assert_same_run(whole, half)
+
+
+def test_a_run_killed_after_its_checkpoint_goes_on_from_there(configure, tmp_path):
+    whole = train(configure("state", tmp_path / "whole"))
+    killed = tmp_path / "killed"
+    shutil.copytree(whole, killed)
+    shutil.rmtree(killed / "checkpoints" / "step_6")  # its rows up to step 6 are in the CSV still
+    text = (killed / "config.yaml").read_text()
+    (killed / "config.yaml").write_text(text.replace(str(whole), str(killed)))
+    train(load(["--resume", str(killed)]))
+    assert_same_run(whole, killed)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(configure, tmp_path):
+    whole = train(configure("state", tmp_path / "whole"))
+    killed = tmp_path / "killed"
+    shutil.copytree(whole, killed)
+    shutil.rmtree(killed / "checkpoints")
+    train(load(["--resume", str(killed)]))
+    assert_same_run(whole, killed)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(configure, tmp_path):
+    runs = [train(configure("state", tmp_path / str(i), "--seed", s)) for i, s in enumerate("001")]
+    assert_same_run(runs[0], runs[1])
+    assert not rows(runs[0]).equals(rows(runs[2]))
+
+
+def test_evaluating_logging_and_saving_change_nothing_in_training(configure, tmp_path):
+    often = train(configure("state", tmp_path / "often"))
+    flags = ("--eval.every", "0", "--log.every", "6", "--checkpoint.every", "0")
+    rarely = train(configure("state", tmp_path / "rarely", *flags))
+    ours, theirs = weights(often), weights(rarely)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_last_agent_is_validated_and_saved(configure, tmp_path):
+    run = train(configure("state", tmp_path / "run"))
+    assert [c.step for c in checkpoints(run)] == [3, 6]
+    table = pd.read_csv(run / "train.csv")
+    assert list(table["step"][table["val/critic/loss"].notna()]) == [0, 3, 6]
+    assert list(table["step"][table["train/critic/loss"].notna()]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_folder_says_what_it_is(configure, tmp_path):
+    run = train(configure("state", tmp_path / "run"))
+    record = json.loads((run / "environment.json").read_text())
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert record["dataset"]["digests"]
+    assert load(["--resume", str(run)]).batch_size == 6
+
+
+def test_a_new_run_refuses_the_folder_of_another(configure, tmp_path):
+    config = configure("state", tmp_path / "run", "--offline-steps", "1")
+    train(config)
+    with pytest.raises(UserError, match="--resume"):
+        train(config)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(configure, tmp_path):
+    run = train(configure("state", tmp_path / "run"))
+    file = run / "checkpoints" / "step_6" / "agent.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"agent\.safetensors.*damaged"):
+        train(load(["--resume", str(run), "--offline-steps", "7"]))
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_with_both_values(configure, tmp_path):
+    run = train(configure("state", tmp_path / "run"))
+    config = load(["--resume", str(run), "--offline-steps", "7"])
+    other = dataclasses.replace(config, agent=dataclasses.replace(config.agent, discount=0.5))
+    with pytest.raises(CheckpointError, match=r"agent: .*0\.99.* there, .*0\.5.* here"):
+        train(other)
+
+
+def test_a_missing_dataset_names_the_path_and_the_ways_to_get_it(configure, tmp_path):
+    missing = tmp_path / "nowhere.zarr"
+    with pytest.raises(UserError) as refusal:
+        train(configure("state", tmp_path / "run", "--data.path", str(missing)))
+    text = str(refusal.value)
+    assert str(missing) in text
+    assert all(f"scripts/data.py {way}" in text for way in ("collect", "download", "convert"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_of_another_task_is_refused(configure, stores, tmp_path):
+    path = str(stores["pixels"])
+    with pytest.raises(UserError, match=r"visual-cube-single-play-v0.*needs cube-single-play-v0"):
+        train(configure("state", tmp_path / "run", "--data.path", path))
+
+
+def test_a_store_without_the_goal_is_refused(configure, tmp_path):
+    with pytest.raises(UserError, match="no rewards for task2, only for task1"):
+        train(configure("state", tmp_path / "run", "--task", "cube-single-play-task2"))
+
+
+def test_online_steps_are_refused(configure, tmp_path):
+    with pytest.raises(UserError, match="--online-steps 0"):
+        train(configure("state", tmp_path / "run", "--online-steps", "5"))
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_the_same_global_batch(kind, arguments, configure, tmp_path):
+    streams = ("--data.num-streams", "2")
+    one = train(configure(kind, tmp_path / "one", *streams))
+    launch(arguments(kind, tmp_path / "two", *streams), processes=2)
+    ours, theirs = weights(one), weights(tmp_path / "two")
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5, msg=name)
+    columns = [c for c in rows(one) if "q_min" not in c and "q_max" not in c]  # means of extremes
+    pd.testing.assert_frame_equal(
+        rows(one)[columns], rows(tmp_path / "two")[columns], rtol=0, atol=1e-5, check_exact=False
+    )
+
+
+def launch(arguments, processes):
+    """Run scripts/train.py in several gloo processes."""
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "OMP_NUM_THREADS": "1",
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), *arguments],
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * processes, errors
