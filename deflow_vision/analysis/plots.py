@@ -192,7 +192,7 @@ def _rate(axis: Axes, train: pd.DataFrame) -> None:
     axis.set_ylim(bottom=0)
     title = f"Rate, median {known['time/steps_per_second'].median():.3g}/s"
     if "time/data_wait" in known:
-        title += f", data wait {100 * known['time/data_wait'].median():.2g} %"
+        title += f", data wait {100 * known['time/data_wait'].median():.1f} %"
     axis.set_title(title)
     axis.set_ylabel("gradient steps a second")
 

@@ -77,7 +77,7 @@ def test_everything_measured_has_a_panel(run_dir, monkeypatch):
         "Q of the data, mean and range of a batch",
         "Loss: critic/loss",
         "Loss: actor/q_loss",
-        "Rate, median 300/s, data wait 1 %",
+        "Rate, median 300/s, data wait 1.0 %",
     ]
 
 
