@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from deflow_vision.envs.make import make_env
-from deflow_vision.envs.rendering import check_profile, worker_variables
+from deflow_vision.envs.rendering import check_profile, draws, probe, worker_variables
 from deflow_vision.envs.worker import Worker, WorkerError
 from deflow_vision.types import UserError
 
@@ -59,6 +59,7 @@ class EnvPool:
         observation_shape: shape of an observation, stacked.
         observation_dtype: "uint8" or "float32".
         action_dim: A.
+        can_render: whether `render` works: only a state task runs where nothing can draw.
 
     Raises:
         EnvError: an environment could not be made.
@@ -81,6 +82,7 @@ class EnvPool:
         self.num_envs = num_envs
         self._episodes = ["before the first episode"] * num_envs
         variables = worker_variables(pixels=env_id.startswith("visual-"))
+        self.can_render = draws(variables)
         arguments = (env_id, frame_stack, max_episode_steps, render_profile)
         self._workers = [
             Worker(_EnvServer, *arguments, variables=variables) for _ in range(num_envs)
@@ -126,7 +128,13 @@ class EnvPool:
         return [EnvStep(*self._receive(index)) for index in indices]
 
     def render(self, index: int) -> np.ndarray:
-        """A picture of one copy for a video, (H, W, 3) uint8, about 200 x 200."""
+        """A picture of one copy for a video, (H, W, 3) uint8, about 200 x 200.
+
+        Raises:
+            NoRendererError: this machine cannot draw.
+        """
+        if not self.can_render:
+            probe()  # says why
         self._send(index, "render")
         frame: np.ndarray = self._receive(index)
         return frame

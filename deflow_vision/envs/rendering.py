@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -145,19 +146,20 @@ def worker_variables(*, pixels: bool) -> dict[str, str]:
 
     Args:
         pixels: whether the environment draws its observations; otherwise a machine that cannot
-            draw is fine, and drawing is switched off.
+            draw is fine, and drawing is switched off (`draws` tells).
 
     Returns:
         The variables to set.
 
     Raises:
-        NoRendererError: `pixels`, and nothing here can draw.
+        NoRendererError: `pixels`, and nothing here can draw; or the user's backend does not work.
     """
     variables = {}
     try:
         backend = probe()
     except NoRendererError:
-        if pixels:
+        wanted = os.environ.get("MUJOCO_GL", "").lower()
+        if pixels or (wanted and wanted not in _DISABLED):
             raise
         return dict(NO_DRAWING)
     variables["MUJOCO_GL"] = backend.name
@@ -168,6 +170,11 @@ def worker_variables(*, pixels: bool) -> dict[str, str]:
     # 3.6 with one extra thread each (a single worker: 4.1 with all its threads).
     variables["LP_NUM_THREADS"] = "0"
     return {name: value for name, value in variables.items() if name not in os.environ}
+
+
+def draws(variables: Mapping[str, str]) -> bool:
+    """Whether a worker that gets these variables can draw."""
+    return {**os.environ, **variables}["MUJOCO_GL"].lower() not in _DISABLED
 
 
 def check_frame(frame: np.ndarray, env_id: str) -> None:

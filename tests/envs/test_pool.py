@@ -10,7 +10,7 @@ import pytest
 
 from deflow_vision.envs.make import make_env, registered_id
 from deflow_vision.envs.pool import EnvError, EnvPool
-from deflow_vision.envs.rendering import NO_DRAWING, worker_variables
+from deflow_vision.envs.rendering import NO_DRAWING, NoRendererError, worker_variables
 from deflow_vision.envs.worker import run_in_worker
 
 MAZE = "pointmaze-medium-navigate-singletask-task1-v0"
@@ -78,6 +78,17 @@ def test_a_state_task_draws_a_picture_for_videos(pool: EnvPool) -> None:
     assert frame.shape == (200, 200, 3)
     assert frame.dtype == np.uint8
     assert frame.std() > 5
+
+
+def test_a_pool_that_cannot_draw_says_so_and_refuses_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "off")
+    with EnvPool(MAZE, num_envs=1) as pool:
+        assert not pool.can_render
+        assert pool.reset(0, seed=1).shape == (2,)
+        with pytest.raises(NoRendererError, match="apt-get install"):
+            pool.render(0)
 
 
 def test_a_dead_environment_is_an_error_that_names_it_and_the_episode() -> None:

@@ -65,6 +65,20 @@ def test_a_state_task_needs_no_renderer(monkeypatch: pytest.MonkeyPatch) -> None
     assert worker_variables(pixels=False) == {"MUJOCO_GL": "disable"}
 
 
+def test_a_backend_of_the_user_that_fails_is_refused_for_states_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    monkeypatch.setattr(rendering, "_try", lambda name: "no display")
+    with pytest.raises(NoRendererError, match="glfw: no display"):
+        worker_variables(pixels=False)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("egl", True), ("disable", False)])
+def test_variables_tell_whether_a_worker_draws(value: str, expected: bool) -> None:
+    assert rendering.draws({"MUJOCO_GL": value}) == expected
+
+
 @pytest.mark.usefixtures("two_gpus")
 def test_variables_of_the_user_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_variables(pixels=True) == {"MUJOCO_GL": "egl", "LP_NUM_THREADS": "0"}
