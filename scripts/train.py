@@ -1,21 +1,30 @@
 """Train an agent: `accelerate launch scripts/train.py --task ... [--help]`."""
 
+import logging
+import os
 import sys
 
 
 def main() -> None:
-    # Imported here: spawned environment workers import this module again, and stay without torch.
-    from deflow_vision.config import load
+    from deflow_vision.config import compose, load
     from deflow_vision.types import UserError
 
     config = load(sys.argv[1:])
+    from deflow_vision.analysis.plots import learning_curves
+    from deflow_vision.analysis.summary import summarise
     from deflow_vision.training.loop import train
 
+    main_process = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("deflow_vision").setLevel(logging.INFO if main_process else logging.WARNING)
     try:
-        train(config)
+        run_dir = train(config)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
+    if main_process:
+        learning_curves(run_dir)
+        print(summarise(run_dir, compose(config.task, config.algo).offline_steps))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class EncoderConfig:
     weights: Path | None = None
     """A local safetensors file of pretrained weights, for timm models."""
     freeze: bool = False
-    """Whether the encoder stays as it is loaded."""
+    """Whether the encoder stays as it is loaded; a timm model's projection learns all the same."""
 
 
 class Identity(nn.Module):
@@ -83,7 +83,7 @@ def make_encoder(spec: Spec, config: EncoderConfig) -> nn.Module:
 
         return TimmEncoder(
             name.removeprefix("timm:"),
-            spec.observation_shape,
+            spec.observation_shape,  # type: ignore[arg-type]
             weights=config.weights,
             freeze=config.freeze,
         )
@@ -91,7 +91,7 @@ def make_encoder(spec: Spec, config: EncoderConfig) -> nn.Module:
         raise ValueError(f"unknown encoder {name!r}; choose {', '.join(ENCODERS)} or timm:<model>")
     if config.weights is not None:
         raise ValueError(f"encoder.weights is for timm:<model> encoders, not for {name!r}")
-    return ENCODERS[name](spec.observation_shape)
+    return ENCODERS[name](spec.observation_shape).requires_grad_(not config.freeze)
 
 
 class ObservationEncoder(nn.Module):
@@ -119,12 +119,10 @@ class ObservationEncoder(nn.Module):
             )
         self.heads = tuple(heads)
         self.shared = config.sharing == "shared"
-        self.gradients_from = () if config.freeze else config.gradients_from
+        self.gradients_from = config.gradients_from
         self.encoders = nn.ModuleDict(
             {name: make_encoder(spec, config) for name in (["shared"] if self.shared else heads)}
         )
-        if config.freeze:
-            self.encoders.requires_grad_(False)
         self.target = ema_copy(self._of("critic"))
         self.feature_dim = int(self._of("critic").feature_dim)  # type: ignore[arg-type]
 

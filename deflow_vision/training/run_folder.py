@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from deflow_vision.config import TrainConfig, to_yaml
 from deflow_vision.datasets.store import Store
-from deflow_vision.types import UserError
+from deflow_vision.types import Spec, UserError
 
 PACKAGES = (
     *("deflow-vision", "torch", "torchvision", "timm", "kornia", "accelerate", "zarr", "numpy"),
@@ -24,13 +25,14 @@ PACKAGES = (
 )
 
 
-def create_run_folder(run_dir: Path, config: TrainConfig, store: Store) -> None:
+def create_run_folder(run_dir: Path, config: TrainConfig, store: Store, spec: Spec) -> None:
     """Make the folder of a new run.
 
     Args:
         run_dir: where; it must not hold a run yet.
         config: the resolved configuration.
         store: the dataset.
+        spec: what the agent was built for.
 
     Raises:
         UserError: the folder holds a run already.
@@ -43,6 +45,7 @@ def create_run_folder(run_dir: Path, config: TrainConfig, store: Store) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(run_dir / "config.yaml", to_yaml(config))
     record = describe_environment() | {
+        "spec": asdict(spec),
         "dataset": {
             "path": str(store.path.resolve()),
             "digests": store.attributes["digests"],
@@ -74,6 +77,31 @@ def describe_environment() -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def read_spec(run_dir: Path) -> Spec:
+    """What the agent of a run was built for."""
+    values = _read_record(run_dir)["spec"]
+    return Spec(
+        observation_shape=tuple(values["observation_shape"]),
+        observation_dtype=values["observation_dtype"],
+        action_dim=values["action_dim"],
+        reward_range=tuple(values["reward_range"]),
+    )
+
+
+def read_render_profile(run_dir: Path) -> str:
+    """The render profile of the pictures that a run was trained on."""
+    return _read_record(run_dir)["dataset"]["render_profile"] or "official"
+
+
+def _read_record(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "environment.json"
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); is {run_dir} a run folder?") from None
+    return record
 
 
 def write_atomically(path: Path, text: str) -> None:

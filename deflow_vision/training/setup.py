@@ -216,7 +216,7 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
         identity=identity(config, store),
     )
     if accelerator.is_main_process and not resumed:
-        create_run_folder(run_dir, config, store)
+        create_run_folder(run_dir, config, store, setup.spec)
     accelerator.wait_for_everyone()
     with setup.closing:
         yield setup

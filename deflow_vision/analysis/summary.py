@@ -1,0 +1,48 @@
+"""What a run came to, in a few lines, from nothing but its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+
+def summarise(run_dir: Path, published_steps: int) -> str:
+    """Success at the start and at the end, the best-known files, and how short the run was.
+
+    Args:
+        run_dir: a finished run folder.
+        published_steps: updates of the published protocol for its task.
+
+    Returns:
+        Text for a terminal.
+    """
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    lines = [f"Run folder: {run_dir}"]
+    if (run_dir / "episodes.csv").is_file():
+        lines += _successes(pd.read_csv(run_dir / "episodes.csv"))
+    for name, what in (("plots", "Curves"), ("videos", "Videos"), ("checkpoints", "Checkpoints")):
+        if any((run_dir / name).glob("*")):
+            lines.append(f"{what}: {run_dir / name}")
+    steps = config["offline_steps"]
+    if steps < published_steps:
+        lines += [
+            f"These were {steps:,} of the {published_steps:,} updates of the published protocol: a "
+            "run this short does not solve the task. The full one:",
+            f"  accelerate launch scripts/train.py --task {config['task']}",
+        ]
+    return "\n".join(lines)
+
+
+def _successes(episodes: pd.DataFrame) -> list[str]:
+    groups = episodes.groupby("step")
+    lines = []
+    for step in dict.fromkeys((episodes["step"].min(), episodes["step"].max())):
+        group = groups.get_group(step)
+        capped = f", cut at {group['length'].max()} steps" if group["capped"].any() else ""
+        lines.append(
+            f"Success after {step:,} updates: {100 * group['success'].mean():.0f}% "
+            f"of {len(group)} episodes{capped}"
+        )
+    return lines

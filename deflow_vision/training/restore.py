@@ -1,0 +1,97 @@
+"""A trained policy out of a run folder, and its evaluation once more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from deflow_vision.agents import AGENTS
+from deflow_vision.agents.base import Agent
+from deflow_vision.config import TrainConfig, from_yaml
+from deflow_vision.envs.pool import EnvPool
+from deflow_vision.tasks import resolve_task
+from deflow_vision.training import checkpoint
+from deflow_vision.training.evaluation import Evaluator
+from deflow_vision.training.logger import RunLogger
+from deflow_vision.training.run_folder import read_render_profile, read_spec
+from deflow_vision.types import UserError
+
+
+def load_policy(
+    run_dir: Path, step: int | None = None, device: torch.device | str = "cpu"
+) -> tuple[Agent, TrainConfig, int]:
+    """Build the agent of a run with the weights of one of its checkpoints.
+
+    Args:
+        run_dir: the run folder; the dataset is not needed.
+        step: which checkpoint; by default the newest.
+        device: where the agent goes.
+
+    Returns:
+        The agent, its run's configuration, and the updates it had.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or it is damaged.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"no run in {run_dir}: a run folder holds a config.yaml.")
+    config, spec = from_yaml(run_dir / "config.yaml"), read_spec(run_dir)
+    found = {c.step: c for c in checkpoint.checkpoints(run_dir)}
+    if not found or (step is not None and step not in found):
+        steps = ", ".join(map(str, found)) or "none"
+        raise UserError(f"{run_dir} has no checkpoint at step {step}; it has: {steps}.")
+    chosen = found[max(found) if step is None else step]
+    agent = AGENTS[config.algo](spec, config.agent, replace(config.encoder, weights=None))
+    checkpoint.load(chosen, agent, optimizer=None)
+    return agent.to(device).eval(), config, chosen.step
+
+
+def evaluate_run(
+    run_dir: Path,
+    out_dir: Path,
+    *,
+    episodes: int,
+    videos: int,
+    num_envs: int,
+    step: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """Evaluate a checkpoint in the real environment, at the task's own episode length.
+
+    Args:
+        run_dir: the run folder.
+        out_dir: takes `episodes.csv` and `videos/`; a new folder.
+        episodes: N.
+        videos: how many of them are filmed.
+        num_envs: environment processes.
+        step: which checkpoint; by default the newest.
+        seed: of the episodes.
+        device: where the agent acts.
+
+    Returns:
+        Means over the episodes, as `eval/...`.
+    """
+    agent, config, updates = load_policy(run_dir, step, device)
+    with (
+        EnvPool(
+            resolve_task(config.task).env_id,
+            num_envs=min(num_envs, episodes),
+            frame_stack=config.data.frame_stack or 1,
+            render_profile=read_render_profile(run_dir),
+        ) as pool,
+        RunLogger(out_dir) as logger,
+    ):
+        evaluator = Evaluator(
+            pool,
+            out_dir,
+            logger,
+            seed=seed,
+            episodes=episodes,
+            videos=min(videos, episodes),
+            cap=None,
+            device=torch.device(device),
+        )
+        return evaluator(agent, updates)
