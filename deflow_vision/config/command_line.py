@@ -28,7 +28,15 @@ DESCRIPTION = """Train an agent on a dataset, evaluate it in its environment.
 Settings apply in this order, later ones win: defaults, configs/agents/<algo>.yaml (defaults),
 configs/tasks/*.yaml, the agent's row for the task, --preset, --config from left to right, flags."""
 
-RESUMABLE = ("offline_steps", "online_steps", "num_threads", "data.path", "eval.", "checkpoint.", "log.")
+RESUMABLE = (
+    "offline_steps",
+    "online_steps",
+    "num_threads",
+    "data.path",
+    "eval.",
+    "checkpoint.",
+    "log.",
+)
 """What a resumed run may change: nothing that a past update, or its place in the run, used."""
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,9 @@ def test_wandb_offline_stays_in_the_run_folder_and_keeps_no_secret(tmp_path, mon
     assert warnings_in(caplog) == [], "a sink was dropped"
     assert len(list(run_dir.glob("wandb/offline-run-*/files/media/videos/eval/*.mp4"))) == 1
     (record,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 60  # wandb's own process writes the record, in its own time
+    while b"eval/success" not in record.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
     for text in (b"train/critic/loss", b"eval/success", b"target_divergence"):
         assert text in record.read_bytes()
     files = [path for path in run_dir.rglob("*") if path.is_file()]
