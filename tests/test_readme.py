@@ -1,4 +1,4 @@
-"""What the README tells people to type, and the files that it and the docs point to, exist."""
+"""What the README and data/README.md tell people to type works; what pages point to exists."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from deflow_vision.config import compose, load, to_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MANUALS = README + (ROOT / "data" / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands() -> list[list[str]]:
-    blocks = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```bash\n(.*?)^```", MANUALS, flags=re.DOTALL | re.MULTILINE)
     lines = (shlex.split(line, comments=True) for block in blocks for line in block.splitlines())
     return [line for line in lines if line]
 
@@ -77,7 +78,7 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_a_command_of_the_readme_is_understood(
+def test_a_command_of_a_manual_is_understood(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -88,7 +89,7 @@ def test_a_command_of_the_readme_is_understood(
     CHECKS[program](arguments, tmp_path)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_link_leads_to_a_file_of_the_repository(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
