@@ -132,6 +132,9 @@ def main() -> None:
     except (UserError, ValueError, RuntimeError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped: no unfinished store is left behind", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":
