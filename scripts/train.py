@@ -12,6 +12,7 @@ def main() -> None:
     config = load(sys.argv[1:])
     from deflow_vision.analysis.plots import learning_curves
     from deflow_vision.analysis.summary import summarise
+    from deflow_vision.envs.pool import EnvError
     from deflow_vision.training.loop import train
 
     main_process = os.environ.get("RANK", "0") == "0"
@@ -19,7 +20,7 @@ def main() -> None:
     logging.getLogger("deflow_vision").setLevel(logging.INFO if main_process else logging.WARNING)
     try:
         run_dir = train(config)
-    except UserError as error:
+    except (UserError, EnvError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
     if main_process:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -61,10 +62,37 @@ def save(
         optimizer: its optimizer, unwrapped.
         identity: what a resuming run must have in common with this one, as plain values.
         keep: how many checkpoints stay; at least 1.
+
+    Raises:
+        CheckpointError: the disk is full, or does not take it; earlier checkpoints stay.
     """
     folder = run_dir / "checkpoints"
     part = folder / f".partial-step_{step}"
     shutil.rmtree(part, ignore_errors=True)
+    try:
+        _write(part, step, agent, optimizer, identity)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write the checkpoint of step {step} into {folder}: {error}. The checkpoints "
+            f"before it are whole; when there is room, go on with --resume {run_dir}."
+        ) from error
+    final = folder / f"step_{step}"
+    shutil.rmtree(final, ignore_errors=True)
+    part.rename(final)
+    _sync(folder)
+    for old in checkpoints(run_dir)[:-keep]:
+        shutil.rmtree(old.path)
+    return Checkpoint(final, step)
+
+
+def _write(
+    part: Path,
+    step: int,
+    agent: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+) -> None:
     part.mkdir(parents=True)
     save_file(_contiguous(agent.state_dict()), part / FILES[0])
     save_file(_contiguous(_flatten(agent, optimizer)), part / FILES[1])
@@ -76,13 +104,6 @@ def save(
     (part / "state.json").write_text(json.dumps(state, indent=2) + "\n")
     for name in (*FILES, "state.json"):
         _sync(part / name)
-    final = folder / f"step_{step}"
-    shutil.rmtree(final, ignore_errors=True)
-    part.rename(final)
-    _sync(folder)
-    for old in checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(old.path)
-    return Checkpoint(final, step)
 
 
 def load(

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from deflow_vision.config import load
+from deflow_vision.training import checkpoint
 from deflow_vision.training.checkpoint import CheckpointError, checkpoints
 from deflow_vision.training.loop import train
 from deflow_vision.types import UserError
@@ -120,6 +121,24 @@ def test_a_damaged_checkpoint_is_refused_by_name(configure, tmp_path):
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"agent\.safetensors.*damaged"):
         train(load(["--resume", str(run), "--offline-steps", "7"]))
+
+
+def test_a_full_disk_ends_the_run_with_its_last_checkpoint_whole(configure, tmp_path, monkeypatch):
+    real = checkpoint.save_file
+
+    def full_from_step_6(arrays, path):
+        real(arrays, path)
+        if "step_6" in str(path) and path.name == "optimizer.safetensors":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full_from_step_6)
+    run = tmp_path / "run"
+    with pytest.raises(CheckpointError, match=r"step 6.*No space left.*--resume"):
+        train(configure("state", run))
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_3"]
+    monkeypatch.undo()
+    train(load(["--resume", str(run)]))
+    assert checkpoint.latest(run).step == 6
 
 
 def test_a_checkpoint_of_another_configuration_is_refused_with_both_values(configure, tmp_path):
