@@ -6,6 +6,7 @@ generator of training, and an episode's draws do not depend on which others ran 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from deflow_vision.envs.pool import EnvPool
 from deflow_vision.seeding import derive_seed
 from deflow_vision.training.logger import RunLogger
 from deflow_vision.training.video import write_video
+
+log = logging.getLogger(__name__)
 
 VIDEO_FPS = 20
 STATE_VIDEO_EVERY = 4
@@ -151,7 +154,9 @@ class Evaluator:
         self._logger = logger
         self._seed = seed
         self._episodes = episodes
-        self._videos = videos
+        self._videos = videos if pool.can_render else 0
+        if videos and not pool.can_render:
+            log.warning("nothing here can draw: no videos (install libegl1 or libosmesa6 for them)")
         self._cap = cap
         self._device = device
 

@@ -17,6 +17,7 @@ class ScriptedPool:
 
     def __init__(self, num_envs, pixels=False):
         self.num_envs = num_envs
+        self.can_render = True
         self.pixels = pixels
         self.seeds = [0] * num_envs
         self.steps = [0] * num_envs
@@ -114,6 +115,17 @@ def test_pixels_are_filmed_from_the_newest_frame_and_state_every_fourth_step():
     assert pixels[0].frames[0].shape == (64, 64, 3)
     state, _ = run(2, videos=1)
     assert len(state[0].frames) == state[0].length // 4 + 1
+
+
+def test_where_nothing_can_draw_there_are_no_videos_and_a_warning(tmp_path, caplog):
+    pool = ScriptedPool(1)
+    pool.can_render = False
+    device = torch.device("cpu")
+    with RunLogger(tmp_path) as logger:
+        settings = {"seed": 0, "episodes": 1, "videos": 1, "cap": None, "device": device}
+        Evaluator(pool, tmp_path, logger, **settings)(NoisyPolicy(), 0)
+    assert "no videos" in caplog.text
+    assert not (tmp_path / "videos").exists()
 
 
 @pytest.mark.parametrize("cap", [None, 200])
