@@ -19,6 +19,7 @@ import numpy as np
 from deflow_vision import __version__
 from deflow_vision.datasets.episodes import Episode, track, write_episodes
 from deflow_vision.datasets.relabel import environment_of, read_goals
+from deflow_vision.datasets.schema import ZSTD_LEVEL
 from deflow_vision.datasets.store import StoreWriter, refuse_existing
 from deflow_vision.envs.make import make_collection_env, make_oracles
 from deflow_vision.envs.rendering import NO_DRAWING, check_profile, probe, worker_variables
@@ -53,6 +54,7 @@ def collect(
     num_processes: int | None = None,
     render_profile: str = "official",
     episode_states: int = EPISODE_STATES,
+    compression_level: int = ZSTD_LEVEL,
 ) -> None:
     """Collect a dataset into a store, rewards and masks of all five goals included.
 
@@ -65,6 +67,7 @@ def collect(
         num_processes: worker processes; by default one a core. No effect on the data.
         render_profile: how frames are drawn.
         episode_states: states an episode; OGBench's datasets have 1,001.
+        compression_level: zstd's, 1 to 22, see `StoreWriter`.
 
     Raises:
         UserError: the dataset is unknown, or has no scripted oracle, or a number is out of range.
@@ -104,6 +107,7 @@ def collect(
                 seeds={"collect": seed},
                 versions=_versions(pixels),
                 render_profile=render_profile if pixels else None,
+                compression_level=compression_level,
                 **workers[0].call("layout"),
             )
         )

@@ -18,6 +18,7 @@ VERSION = 1
 SPLITS = ("train", "val")
 SIDE_DTYPES = {"qpos": "float32", "qvel": "float32", "button_states": "int64"}
 
+ZSTD_LEVEL = 3
 _CHUNK_BYTES = 3 << 20  # 256 frames of 64 x 64 x 3
 _MAX_CHUNK_ROWS = 4096
 _CHUNKS_PER_READ = 8  # decoded at once by zarr's threads
@@ -28,7 +29,12 @@ class StoreError(UserError):
 
 
 def create_array(
-    group: Any, name: str, row_shape: Sequence[int], dtype: str, chunk: int | None = None
+    group: Any,
+    name: str,
+    row_shape: Sequence[int],
+    dtype: str,
+    chunk: int | None = None,
+    level: int = ZSTD_LEVEL,
 ) -> Any:
     """An empty, appendable array in `group`.
 
@@ -38,6 +44,7 @@ def create_array(
         row_shape: shape of one row.
         dtype: NumPy's name of the dtype.
         chunk: rows a chunk; by default as many as make 3 MiB, at most 4,096.
+        level: zstd's compression level, 1 to 22. Reading takes the same time at any level.
 
     Returns:
         A `zarr.Array` of shape (0, *row_shape), every chunk with zstd's own checksum.
@@ -51,7 +58,7 @@ def create_array(
         shape=(0, *row_shape),
         chunks=(rows, *row_shape),
         dtype=dtype,
-        compressors=ZstdCodec(level=3, checksum=True),
+        compressors=ZstdCodec(level=level, checksum=True),
         fill_value=0,
         config={"write_empty_chunks": True},
     )
