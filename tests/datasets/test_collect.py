@@ -75,15 +75,13 @@ def test_the_store_is_the_same_whatever_the_number_of_processes(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "kind", "dimension", "buttons"),
     [
-        ("cube-double", "play", 37, 0),
         ("cube-triple", "noisy", 46, 0),
         ("scene", "play", 40, 2),
         ("scene", "noisy", 40, 2),
-        ("puzzle-3x3", "play", 55, 9),
-        ("puzzle-4x4", "noisy", 83, 16),
+        ("puzzle-3x3", "noisy", 55, 9),
     ],
 )
-def test_every_environment_makes_episodes_of_the_layout_of_its_dataset(
+def test_every_kind_of_environment_makes_episodes_of_its_datasets_layout(
     collectors: Worker, name: str, kind: str, dimension: int, buttons: int
 ) -> None:
     episode = collectors.call("episode", name, kind, 40, "train", 0)
@@ -91,7 +89,7 @@ def test_every_environment_makes_episodes_of_the_layout_of_its_dataset(
     assert episode.observations.dtype == np.float32
     assert episode.actions.shape == (39, 5)
     assert np.abs(episode.actions).max() <= 1
-    assert episode.actions.std(axis=0).min() >= 0
+    assert episode.actions[:, :3].std(axis=0).min() > 0
     assert episode.side["qpos"].dtype == np.float32
     assert ("button_states" in episode.side) == (buttons > 0)
     if buttons:
