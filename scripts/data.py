@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from deflow_vision.envs.worker import WorkerError
 from deflow_vision.tasks import data_root, resolve_dataset
 from deflow_vision.types import UserError
 
@@ -57,7 +58,7 @@ def download(dataset: Name, path: Path | None = None) -> None:
     """Download an OGBench dataset's files and convert them into a store.
 
     Args:
-        dataset: such as cube-double-play or visual-antmaze-medium-navigate.
+        dataset: such as cube-double-play or visual-scene-play.
         path: the store's folder; by default <dataset>.zarr in $DEFLOW_DATA, or data/.
     """
     from deflow_vision.datasets.convert import convert as convert_file
@@ -132,7 +133,7 @@ def main() -> None:
     }
     try:
         tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
-    except (UserError, ValueError, RuntimeError) as error:
+    except (UserError, WorkerError, OSError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -45,7 +45,7 @@ def main() -> None:
             seed=args.seed,
             device=args.device,
         )
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
     for name, value in metrics.items():

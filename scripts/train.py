@@ -12,7 +12,6 @@ def main() -> None:
     config = load(sys.argv[1:])
     from deflow_vision.analysis.plots import learning_curves
     from deflow_vision.analysis.summary import summarise
-    from deflow_vision.envs.pool import EnvError
     from deflow_vision.training.loop import train
 
     main_process = os.environ.get("RANK", "0") == "0"
@@ -20,12 +19,20 @@ def main() -> None:
     logging.getLogger("deflow_vision").setLevel(logging.INFO if main_process else logging.WARNING)
     try:
         run_dir = train(config)
-    except (UserError, EnvError, OSError) as error:
+        if main_process:
+            learning_curves(run_dir)
+            print(summarise(run_dir, compose(config.task, config.algo).offline_steps))
+    except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
-    if main_process:
-        learning_curves(run_dir)
-        print(summarise(run_dir, compose(config.task, config.algo).offline_steps))
+    except OSError as error:  # a full disk, a folder that cannot be written
+        sys.stderr.write(
+            f"error: {error}\nA run's checkpoints are whole: go on with --resume RUN\n"
+        )
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; go on with --resume and the run folder\n")
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

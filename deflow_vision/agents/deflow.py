@@ -11,6 +11,7 @@ The critic's gradient reaches f only; it never passes through the flow's ODE sol
 Deviations from the reference:
     - With `use_lagrange` off, the penalty is alpha * D; the reference applies alpha twice.
     - A shared image encoder is the default; `encoder.sharing=separate` is the reference's form.
+    - There is no `fix_bc_flow_online`: training is offline only.
     - Of the reference's inference modes only the one that it uses, a single sample, is here.
 """
 
@@ -36,7 +37,7 @@ from deflow_vision.networks.actors import VelocityField
 from deflow_vision.networks.critics import Critic
 from deflow_vision.networks.ema import ema_copy, ema_update
 from deflow_vision.networks.encoders import EncoderConfig, ObservationEncoder
-from deflow_vision.types import Batch, Spec
+from deflow_vision.types import Batch, Spec, UserError
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,13 @@ class DeFlowConfig:
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
         if self.target_divergence <= 0:
-            raise ValueError(f"target_divergence is {self.target_divergence}, must be positive")
+            raise UserError(f"target_divergence is {self.target_divergence}, must be positive")
         if not 0 < self.discount < 1:
-            raise ValueError(f"discount is {self.discount}, must lie in (0, 1)")
+            raise UserError(f"discount is {self.discount}, must lie in (0, 1)")
         if not 0 < self.tau <= 1:
-            raise ValueError(f"tau is {self.tau}, must lie in (0, 1]")
+            raise UserError(f"tau is {self.tau}, must lie in (0, 1]")
         if min(self.flow_steps, self.num_critics, *self.hidden_dims) < 1:
-            raise ValueError("flow_steps, num_critics and every hidden width must be at least 1")
+            raise UserError("flow_steps, num_critics and every hidden width must be at least 1")
 
 
 class DeFlowNoises(NamedTuple):

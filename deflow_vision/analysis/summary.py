@@ -19,17 +19,20 @@ def summarise(run_dir: Path, published_steps: int) -> str:
         Text for a terminal.
     """
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
-    lines = [f"Run folder: {run_dir}"]
+    lines, solved = [f"Run folder: {run_dir}"], 0.0
     if (run_dir / "episodes.csv").is_file():
-        lines += _successes(pd.read_csv(run_dir / "episodes.csv"))
+        episodes = pd.read_csv(run_dir / "episodes.csv")
+        lines += _successes(episodes)
+        solved = episodes[episodes["step"] == episodes["step"].max()]["success"].mean()
     for name, what in (("plots", "Curves"), ("videos", "Videos"), ("checkpoints", "Checkpoints")):
         if any((run_dir / name).glob("*")):
             lines.append(f"{what}: {run_dir / name}")
     steps = config["offline_steps"]
     if steps < published_steps:
+        hope = ": a run this short does not solve the task" if solved == 0 else ""
         lines += [
-            f"These were {steps:,} of the {published_steps:,} updates of the published protocol: a "
-            "run this short does not solve the task. The full one:",
+            f"These were {steps:,} of the {published_steps:,} updates of the published "
+            f"protocol{hope}. The full one:",
             f"  accelerate launch scripts/train.py --task {config['task']}",
         ]
     return "\n".join(lines)

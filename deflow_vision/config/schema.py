@@ -30,6 +30,10 @@ class DataConfig:
     for what does not fit. auto: ram where it fits."""
     frame_stack: int | None = None
     """Frames in an observation, oldest first. By default 3 for pixels, 1 for state."""
+    block_length: int | None = None
+    """stream: frames read in one piece. By default a chunk of the store."""
+    window_blocks: int = 128
+    """stream: blocks that are held in memory and permuted as a whole; fewer mix less."""
     num_streams: int | None = None
     """Independent parts of each batch; a run resumes on any number of processes that divides this
     one. By default as many as there are processes at the start."""
@@ -39,6 +43,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
         _at_least(1, "data.frame_stack", self.frame_stack)
+        _at_least(1, "data.block_length", self.block_length)
+        _at_least(1, "data.window_blocks", self.window_blocks)
         _at_least(1, "data.num_streams", self.num_streams)
 
 

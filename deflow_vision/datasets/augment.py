@@ -97,7 +97,10 @@ class Augmentation:
             )
         offsets = self._offsets(step, len(frames) // len(self.streams))
         if offsets is not None:
-            frames = shift(frames, torch.from_numpy(offsets).to(frames.device), self.config.padding)
+            moved = torch.from_numpy(offsets)
+            if frames.is_cuda:  # a copy from pinned memory does not wait for the device
+                moved = moved.pin_memory().to(frames.device, non_blocking=True)
+            frames = shift(frames, moved.to(frames.device), self.config.padding)
         if self._kornia is None:
             return frames
         parts = frames.chunk(len(self.streams))

@@ -87,7 +87,9 @@ def collect(
     pixels = name.startswith("visual-")
     jobs = [("train", i) for i in range(episodes)] + [("val", i) for i in range(val_episodes)]
     variables = worker_variables(pixels=True) if pixels else NO_DRAWING
-    num_workers = max(1, min(num_processes or os.cpu_count() or 1, len(jobs)))
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"{num_processes} worker processes: it must be 1 or more.")
+    num_workers = min(num_processes or len(os.sched_getaffinity(0)), len(jobs))
     with contextlib.ExitStack() as stack:
         workers = [
             stack.enter_context(

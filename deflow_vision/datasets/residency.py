@@ -134,8 +134,8 @@ def plan_residency(
     if chosen == "stream" and plan.total_bytes > budget:
         raise UserError(
             f"windows of {window_blocks} blocks of {length} frames need "
-            f"{plan.total_bytes / _GIB:.2f} GiB, more than {limit}: lower window_blocks or "
-            "block_length."
+            f"{plan.total_bytes / _GIB:.2f} GiB, more than {limit}: lower "
+            "--data.window-blocks or --data.block-length."
         )
     if chosen == "ram" and plan.total_bytes > 2 * budget:
         raise UserError(

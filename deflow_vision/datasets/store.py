@@ -140,7 +140,7 @@ def open_store(path: Path) -> Store:
     """
     path = Path(path)
     if not path.exists():
-        raise StoreError(_missing_message(path))
+        raise StoreError(missing_message(path, path.stem))
     root = open_root(path, "r")
     attributes = dict(root.attrs)
     if attributes.get("format") != FORMAT:
@@ -251,11 +251,18 @@ def _lacks(path: Path, what: str) -> StoreError:
     return StoreError(f"{path} is damaged: {what}. Collect, download or convert it again.")
 
 
-def _missing_message(path: Path) -> str:
-    name = path.stem
-    return (
-        f"There is no dataset at {path}. Make it with one of\n"
-        f"  python scripts/data.py collect {name}\n"
-        f"  python scripts/data.py download {name}\n"
-        f"  python scripts/data.py convert {name}.npz"
-    )
+def missing_message(path: Path, dataset: str) -> str:
+    """What to do where a dataset's store is missing: the ways to get this one.
+
+    Args:
+        path: where it should be.
+        dataset: its name.
+    """
+    name = dataset.removesuffix("-v0")
+    ways = [
+        f"  python scripts/data.py download {name} --path {path}",
+        f"  python scripts/data.py convert {dataset}.npz --path {path}   (a file that you have)",
+    ]
+    if name.endswith(("-play", "-noisy")):
+        ways.insert(0, f"  python scripts/data.py collect {name} --episodes 100 --path {path}")
+    return f"there is no dataset at {path}. Ways to get it:\n" + "\n".join(ways)

@@ -26,7 +26,9 @@ NO_DRAWING = {"MUJOCO_GL": "disable"}
 
 _DISABLED = ("disable", "disabled", "off", "false", "0")
 _CANDIDATES = ("egl", "osmesa")
-_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libosmesa6"
+GL_PACKAGES = "libegl1 libgl1 libosmesa6"
+"""Debian's and Ubuntu's packages that MuJoCo draws with where there is no screen and no GPU."""
+
 _SECONDS = 120.0
 
 _DRAW = """
@@ -43,11 +45,7 @@ with mujoco.Renderer(model, 16, 16) as renderer:
         sys.exit("it draws black frames")
     from OpenGL import GL
     names = [GL.glGetString(name).decode() for name in (GL.GL_VENDOR, GL.GL_RENDERER)]
-devices = 1
-if sys.argv[1] == "egl":
-    from mujoco.egl import egl_ext
-    devices = len(egl_ext.eglQueryDevicesEXT())
-print(json.dumps([*names, devices]))
+print(json.dumps(names))
 """
 
 
@@ -63,13 +61,11 @@ class Backend:
         name: the value of `MUJOCO_GL`: "egl", "osmesa" or "glfw".
         vendor: OpenGL's vendor string.
         renderer: OpenGL's renderer string, such as "llvmpipe (LLVM 15.0.6, 256 bits)".
-        num_devices: how many EGL devices there are.
     """
 
     name: str
     vendor: str
     renderer: str
-    num_devices: int = 1
 
 
 def check_profile(profile: str) -> None:
@@ -107,7 +103,7 @@ def _probe(wanted: str) -> Backend:
         failures.append(f"{name}: {result}")
     raise NoRendererError(
         f"MuJoCo cannot draw here, no OpenGL backend works ({'; '.join(failures)}).\n"
-        f"On Debian or Ubuntu: apt-get install {_PACKAGES}\n"
+        f"On Debian or Ubuntu: apt-get install {GL_PACKAGES}\n"
         + (
             f"MUJOCO_GL is set to {wanted!r}: unset it to have a backend chosen."
             if wanted
@@ -134,15 +130,15 @@ def _try(name: str) -> Backend | str:
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         return lines[-1] if lines else f"ended with code {done.returncode}"
-    vendor, renderer, num_devices = json.loads(done.stdout.splitlines()[-1])
-    return Backend(name, vendor, renderer, num_devices)
+    vendor, renderer = json.loads(done.stdout.splitlines()[-1])
+    return Backend(name, vendor, renderer)
 
 
 def worker_variables(*, pixels: bool) -> dict[str, str]:
     """The environment variables that a worker process needs in order to draw.
 
-    A variable that the user has set is left alone. On several EGL devices each local rank takes its
-    own (EGL itself would put all ranks on the first).
+    A variable that the user has set is left alone. Which EGL device draws is left to MuJoCo, which
+    takes the first that works; MUJOCO_EGL_DEVICE_ID picks another.
 
     Args:
         pixels: whether the environment draws its observations; otherwise a machine that cannot
@@ -163,9 +159,6 @@ def worker_variables(*, pixels: bool) -> dict[str, str]:
             raise
         return dict(NO_DRAWING)
     variables["MUJOCO_GL"] = backend.name
-    rank = os.environ.get("LOCAL_RANK", "")
-    if backend.name == "egl" and backend.num_devices > 1 and rank.isdigit():
-        variables["MUJOCO_EGL_DEVICE_ID"] = str(int(rank) % backend.num_devices)
     # llvmpipe in the calling thread: measured on 2 cores, two workers draw 6.1 frames/s together,
     # 3.6 with one extra thread each (a single worker: 4.1 with all its threads).
     variables["LP_NUM_THREADS"] = "0"

@@ -22,7 +22,6 @@ class VelocityField(nn.Module):
         action_dim: A.
         hidden_dims: widths of the hidden layers.
         timed: whether the network takes t.
-        layer_norm: normalise after each activation (off in every published run).
     """
 
     def __init__(
@@ -32,11 +31,10 @@ class VelocityField(nn.Module):
         hidden_dims: Sequence[int],
         *,
         timed: bool = True,
-        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         in_dim = feature_dim + action_dim + int(timed)
-        self.mlp = MLP(in_dim, hidden_dims, action_dim, layer_norm=layer_norm)
+        self.mlp = MLP(in_dim, hidden_dims, action_dim)
 
     def forward(
         self,

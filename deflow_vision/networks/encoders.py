@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deflow_vision.networks.ema import ema_copy, ema_update
 from deflow_vision.networks.impala import Impala
-from deflow_vision.types import Spec
+from deflow_vision.types import Spec, UserError
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ def make_encoder(spec: Spec, config: EncoderConfig) -> nn.Module:
     """Build one encoder for the observations of `spec`.
 
     Raises:
-        ValueError: the name is unknown, or its encoder does not fit this kind of observation.
+        UserError: the name is unknown, or its encoder does not fit this kind of observation.
     """
     name = config.name
     if name == "auto":
         name = "impala_small" if spec.pixels else "identity"
     if (name == "identity") == spec.pixels:
         kind = "pixel" if spec.pixels else "state"
-        raise ValueError(
+        raise UserError(
             f"encoder {name!r} does not fit {kind} observations of shape "
             f"{spec.observation_shape}; use --encoder.name auto"
         )
@@ -88,9 +88,9 @@ def make_encoder(spec: Spec, config: EncoderConfig) -> nn.Module:
             freeze=config.freeze,
         )
     if name not in ENCODERS:
-        raise ValueError(f"unknown encoder {name!r}; choose {', '.join(ENCODERS)} or timm:<model>")
+        raise UserError(f"unknown encoder {name!r}; choose {', '.join(ENCODERS)} or timm:<model>")
     if config.weights is not None:
-        raise ValueError(f"encoder.weights is for timm:<model> encoders, not for {name!r}")
+        raise UserError(f"encoder.weights is for timm:<model> encoders, not for {name!r}")
     return ENCODERS[name](spec.observation_shape).requires_grad_(not config.freeze)
 
 
@@ -107,13 +107,13 @@ class ObservationEncoder(nn.Module):
         heads: names of the heads, "critic" among them.
 
     Raises:
-        ValueError: `gradients_from` names a head that the agent does not have.
+        UserError: `gradients_from` names a head that the agent does not have.
     """
 
     def __init__(self, spec: Spec, config: EncoderConfig, heads: Sequence[str]) -> None:
         super().__init__()
         if unknown := set(config.gradients_from) - set(heads):
-            raise ValueError(
+            raise UserError(
                 f"encoder.gradients_from names {sorted(unknown)}; this agent's heads are "
                 f"{', '.join(heads)}"
             )

@@ -30,7 +30,6 @@ class MLP(nn.Module):
         hidden_dims: widths of the hidden layers.
         out_dim: width of the output.
         layer_norm: normalise after each activation.
-        out_gain: gain of the Xavier initialisation of the last kernel.
     """
 
     def __init__(
@@ -40,7 +39,6 @@ class MLP(nn.Module):
         out_dim: int,
         *,
         layer_norm: bool = False,
-        out_gain: float = 1.0,
     ) -> None:
         super().__init__()
         widths = [in_dim, *hidden_dims]
@@ -53,7 +51,6 @@ class MLP(nn.Module):
         for layer in [*self.hidden, self.out]:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-        nn.init.xavier_uniform_(self.out.weight, gain=out_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in_dim) to (..., out_dim) float32."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from deflow_vision.networks.mlp import gelu
@@ -73,12 +73,7 @@ class TimmEncoder(nn.Module):
             _check_weights(name, weights)
         self.feature_dim = feature_dim
         self.backbone, self.image_size = _build(name, (height, width), channels, weights)
-        if weights is None and any(_is_batch_norm(module) for module in self.backbone.modules()):
-            raise UserError(
-                f"timm:{name} has BatchNorm, which does not fit temporal-difference learning from "
-                "scratch. Pass --encoder.weights FILE.safetensors (its statistics are then kept), "
-                f"or choose a model without: {GOOD_CHOICES}."
-            )
+        self.name, self.weights = name, weights
         self.backbone.requires_grad_(not freeze)
         self.train()
 
@@ -105,6 +100,21 @@ class TimmEncoder(nn.Module):
             if not isinstance(layer, nn.Identity):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def check_trainable(self) -> None:
+        """Refuse BatchNorm without weights.
+
+        Not when the module is made: a restored policy brings its statistics in its checkpoint.
+
+        Raises:
+            UserError: the model would be trained with statistics of nothing.
+        """
+        if self.weights is None and any(_is_batch_norm(m) for m in self.backbone.modules()):
+            raise UserError(
+                f"timm:{self.name} has BatchNorm, which does not fit temporal-difference learning "
+                "from scratch. Pass --encoder.weights FILE.safetensors (its statistics are then "
+                f"kept), or choose a model without: {GOOD_CHOICES}."
+            )
 
     def forward(self, observations: UInt8[Tensor, "B H W C"]) -> Float[Tensor, "B D"]:
         """Encode observations, in [0, 255], into features."""
@@ -201,8 +211,11 @@ def _check_weights(name: str, path: Path) -> None:
     model = timm.create_model(name)
     classifiers = model.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    with safe_open(path, framework="pt") as file:
-        found = set(file.keys())
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = set(file.keys())
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file, or is damaged: {error}") from None
     expected = set(model.state_dict())
     for keys in (found, expected):
         keys -= {key for key in keys if key.startswith(classifiers)}

@@ -16,6 +16,7 @@ import torch
 
 from deflow_vision.agents.base import Agent
 from deflow_vision.envs.pool import EnvPool
+from deflow_vision.envs.rendering import GL_PACKAGES
 from deflow_vision.seeding import derive_seed
 from deflow_vision.training.logger import RunLogger
 from deflow_vision.training.video import write_video
@@ -156,7 +157,7 @@ class Evaluator:
         self._episodes = episodes
         self._videos = videos if pool.can_render else 0
         if videos and not pool.can_render:
-            log.warning("nothing here can draw: no videos (install libegl1 or libosmesa6 for them)")
+            log.warning("nothing here can draw: no videos (for them, install %s)", GL_PACKAGES)
         self._cap = cap
         self._device = device
 
@@ -194,7 +195,11 @@ class Evaluator:
         )
         for e in episodes[: self._videos]:
             path = self._run_dir / "videos" / f"step_{step}_episode_{e.index}.mp4"
-            write_video(path, np.stack(e.frames), fps=VIDEO_FPS)
+            try:
+                write_video(path, np.stack(e.frames), fps=VIDEO_FPS)
+            except OSError as error:
+                log.warning("no video %s: %s", path, error)
+                continue
             self._logger.log_video(step, path)
         return {
             "eval/success": float(np.mean([e.success for e in episodes])),

@@ -95,13 +95,13 @@ class Feed:
             generator = torch.Generator().manual_seed(seed)
             parts.append(self._agent.sample_noises(self._stream_size, generator))
         columns = zip(*parts, strict=True)
-        return type(parts[0])(*(torch.cat(column).to(self._device) for column in columns))
+        return type(parts[0])(*(self._to_device(torch.cat(column)) for column in columns))
 
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
+    def _to_device(self, values: np.ndarray | Tensor) -> Tensor:
+        tensor = torch.as_tensor(values)
         if self._device.type == "cuda":  # pinned, so that the copy overlaps with computation
             return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor
+        return tensor.to(self._device)
 
 
 def stack_frames(frames: Tensor) -> Tensor:

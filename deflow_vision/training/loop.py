@@ -18,6 +18,7 @@ from torch import Tensor
 from deflow_vision.agents import AGENTS
 from deflow_vision.agents.base import Agent
 from deflow_vision.config import TrainConfig
+from deflow_vision.networks.timm_encoder import TimmEncoder
 from deflow_vision.seeding import derive_seed
 from deflow_vision.training import checkpoint
 from deflow_vision.training.feed import Feed
@@ -54,6 +55,7 @@ def _train(setup: Setup) -> Path:
     start, last = setup.first_step, config.offline_steps
     if setup.resume_from is not None:
         checkpoint.load(setup.resume_from, agent, optimizer, setup.identity)
+    setup.open_run_folder()  # nothing is written before all of the above has succeeded
     wrapped, wrapped_optimizer = accelerator.prepare(agent, optimizer)
     clip = max((group.get("clip", 0.0) for group in agent.parameter_groups()), default=0.0)
     feed = setup.feed(agent, "train")
@@ -110,6 +112,9 @@ def make_agent(setup: Setup) -> Agent:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "initialisation"))
         agent = AGENTS[config.algo](setup.spec, config.agent, config.encoder)
+    for module in agent.modules():
+        if isinstance(module, TimmEncoder):
+            module.check_trainable()
     return agent.to(setup.accelerator.device)
 
 

@@ -27,7 +27,7 @@ def load_policy(
     Args:
         run_dir: the run folder; the dataset is not needed.
         step: which checkpoint; by default the newest.
-        device: where the agent goes.
+        device: where the agent goes, such as "cuda:1".
 
     Returns:
         The agent, its run's configuration, and the updates it had.
@@ -45,7 +45,11 @@ def load_policy(
     chosen = found[max(found) if step is None else step]
     agent = AGENTS[config.algo](spec, config.agent, replace(config.encoder, weights=None))
     checkpoint.load(chosen, agent, optimizer=None)
-    return agent.to(device).eval(), config, chosen.step
+    try:
+        agent = agent.to(device).eval()
+    except RuntimeError as error:
+        raise UserError(f"device {str(device)!r} cannot be used here: {error}") from None
+    return agent, config, chosen.step
 
 
 def evaluate_run(
@@ -74,6 +78,8 @@ def evaluate_run(
     Returns:
         Means over the episodes, as `eval/...`.
     """
+    if episodes < 1 or num_envs < 1:
+        raise UserError(f"{episodes} episodes in {num_envs} environments: both must be at least 1.")
     agent, config, updates = load_policy(run_dir, step, device)
     with (
         EnvPool(

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
 
 from deflow_vision.agents.base import Agent
 from deflow_vision.config import (
@@ -21,11 +21,12 @@ from deflow_vision.config import (
     default_run_dir,
     resolve_mixed_precision,
     to_dict,
+    to_yaml,
 )
 from deflow_vision.datasets.augment import Augmentation
-from deflow_vision.datasets.residency import plan_residency
+from deflow_vision.datasets.residency import available_memory, plan_residency
 from deflow_vision.datasets.sampler import make_sampler
-from deflow_vision.datasets.store import Store, open_store
+from deflow_vision.datasets.store import Store, missing_message, open_store
 from deflow_vision.envs.pool import EnvPool
 from deflow_vision.seeding import derive_seed
 from deflow_vision.tasks import Task, resolve_task
@@ -35,7 +36,7 @@ from deflow_vision.training.evaluation import Evaluator
 from deflow_vision.training.feed import Feed
 from deflow_vision.training.logger import RunLogger
 from deflow_vision.training.progress import TrainingProgress
-from deflow_vision.training.run_folder import create_run_folder
+from deflow_vision.training.run_folder import create_run_folder, write_atomically
 from deflow_vision.types import Spec, UserError
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,15 @@ class Setup:
         """Updates done before this process began."""
         return 0 if self.resume_from is None else self.resume_from.step
 
+    def open_run_folder(self) -> None:
+        """Make the folder of a new run; write down what a resumed run changes."""
+        if self.accelerator.is_main_process:
+            if self.resumed:
+                write_atomically(self.run_dir / "config.yaml", to_yaml(self.config))
+            else:
+                create_run_folder(self.run_dir, self.config, self.store, self.spec)
+        self.accelerator.wait_for_everyone()
+
     @property
     def validates(self) -> bool:
         """Whether there is a validation split, and it is asked for."""
@@ -98,11 +108,11 @@ class Setup:
             num_streams=num_streams,
             streams=streams,
             residency=data.residency,
+            block_length=data.block_length,
+            window_blocks=data.window_blocks,
             fields=agent.batch_fields,
-            discount=agent.config.discount,
+            discount=getattr(agent.config, "discount", 0.99),  # of mc_returns, where asked for
         )
-        if self.accelerator.is_main_process:
-            log.info("%s data: %s", purpose, sampler.describe())
         augment = purpose == "train" and self.spec.pixels
         feed = Feed(
             sampler,
@@ -142,11 +152,13 @@ class Setup:
         config = self.config.eval
         if logger is None or config.episodes == 0:
             return None
+        limit, cap = self.task.max_episode_steps, config.max_episode_steps
+        cap = cap if cap is not None and cap < limit else None
         pool = EnvPool(
             self.task.env_id,
             num_envs=min(config.num_envs, config.episodes),
             frame_stack=self.config.data.frame_stack or 1,
-            max_episode_steps=config.max_episode_steps,
+            max_episode_steps=cap,
             render_profile=self.store.attributes["render_profile"] or "official",
         )
         evaluator = Evaluator(
@@ -156,7 +168,7 @@ class Setup:
             seed=self.config.seed,
             episodes=config.episodes,
             videos=min(config.videos, config.episodes),
-            cap=config.max_episode_steps,
+            cap=cap,
             device=self.accelerator.device,
         )
         self.closing.callback(evaluator.close)
@@ -190,12 +202,19 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
             f"data.num_streams is {num_streams}: it must be a multiple of the number of processes "
             f"({accelerator.num_processes}) and divide batch_size ({config.batch_size})."
         )
-    residency = plan_residency(
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = range(num_streams // accelerator.num_processes)
+    plan = plan_residency(
         store.train,
+        available_memory() // 2 // local_processes,
         residency=config.data.residency,
         frame_stack=config.data.frame_stack or 1,
         num_streams=num_streams,
-    ).residency
+        streams=share,
+        block_length=config.data.block_length,
+        window_blocks=config.data.window_blocks,
+    )
+    residency = broadcast_object_list([plan.residency])[0]  # memory may differ between ranks
     config = replace(
         config,
         mixed_precision=accelerator.mixed_precision,
@@ -204,6 +223,12 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
         # "auto" looks at this machine's memory; the batches of a resumed run must not.
         data=replace(config.data, num_streams=num_streams, residency=residency),
     )
+    resume_from = checkpoint.latest(run_dir) if resumed else None
+    if resume_from is not None and resume_from.step > config.offline_steps:
+        raise UserError(
+            f"{run_dir} has had {resume_from.step} updates already, offline_steps is "
+            f"{config.offline_steps}: pass a greater --offline-steps to go on."
+        )
     setup = Setup(
         config=config,
         accelerator=accelerator,
@@ -212,12 +237,9 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
         spec=make_spec(store, task, config.data.frame_stack or 1),
         run_dir=run_dir,
         resumed=resumed,
-        resume_from=checkpoint.latest(run_dir) if resumed else None,
+        resume_from=resume_from,
         identity=identity(config, store),
     )
-    if accelerator.is_main_process and not resumed:
-        create_run_folder(run_dir, config, store, setup.spec)
-    accelerator.wait_for_everyone()
     with setup.closing:
         yield setup
     accelerator.end_training()
@@ -225,15 +247,15 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Devices, processes and precision, from the launcher and the configuration."""
-    has_bf16 = computes_bfloat16()
+    # Ranks wait for the main process while it evaluates, which may take long.
+    device = PartialState(timeout=timedelta(hours=6)).device
+    has_bf16 = computes_bfloat16(device)
     precision = resolve_mixed_precision(
         config.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), has_bf16
     )
     if precision == "bf16" and not has_bf16:
         log.warning("this device emulates bfloat16: float32 (--mixed-precision no) is much faster")
-    # Ranks wait for the main process while it evaluates, which may take long.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
+    accelerator = Accelerator(mixed_precision=precision)
     if accelerator.device.type == "cpu":
         # The launcher sets OMP_NUM_THREADS=1, which would leave all other cores idle.
         shared = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -241,9 +263,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def computes_bfloat16() -> bool:
-    """Whether this machine's GPU, or its CPU where it has none, has bfloat16 instructions."""
-    if torch.cuda.is_available():
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device has bfloat16 instructions."""
+    if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
@@ -256,19 +278,13 @@ def open_task_store(config: TrainConfig, task: Task) -> Store:
     """
     path = config.data.path
     assert path is not None  # a resolved configuration names it
-    if not path.exists():
-        name = task.dataset.removesuffix("-v0")
-        collect = (
-            ""
-            if task.suite == "d4rl"
-            else f"""
-  python scripts/data.py collect {name} --path {path}      (OGBench's scripted oracles)"""
-        )
+    if task.suite == "d4rl":
         raise UserError(
-            f"no dataset at {path}. Three ways to get it:{collect}\n"
-            f"  python scripts/data.py download {name} --path {path}\n"
-            f"  python scripts/data.py convert FILE --path {path}      (a file you have)"
+            f"{task.name}: there is no converter and no environment for D4RL yet; its settings "
+            "resolve, and --dry-run prints them."
         )
+    if not path.exists():
+        raise UserError(missing_message(path, task.dataset))
     store = open_store(path)
     have = store.attributes["env_id"]
     if have != task.dataset:
@@ -303,6 +319,6 @@ def identity(config: TrainConfig, store: Store) -> dict[str, Any]:
     digests = store.attributes["digests"]
     return {
         **{key: values[key] for key in keys},
-        "data": {key: values["data"][key] for key in ("frame_stack", "num_streams", "augment")},
+        "data": {key: value for key, value in values["data"].items() if key != "path"},
         "dataset": {name: digests[name] for name in sorted(digests) if name.startswith("train/")},
     }

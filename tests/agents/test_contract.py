@@ -43,8 +43,11 @@ def test_forward_is_deterministic(agent, kind):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_every_learning_parameter_gets_a_gradient(agent, kind):
-    losses, _ = agent(make_batch(kind), make_noises(agent), 0)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_every_learning_parameter_gets_a_gradient(agent, kind, bf16):
+    # Under autocast too: a cast that was cached without gradient must not be used with one.
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        losses, _ = agent(make_batch(kind), make_noises(agent), 0)
     sum(losses.values()).backward()
     for name, parameter in agent.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name

@@ -8,10 +8,10 @@ from deflow_vision.envs.rendering import Backend, NoRendererError, check_frame, 
 
 
 @pytest.fixture
-def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MUJOCO_GL", "MUJOCO_EGL_DEVICE_ID", "LP_NUM_THREADS", "LOCAL_RANK"):
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MUJOCO_GL", "LP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    backend = Backend("egl", "vendor", "renderer", num_devices=2)
+    backend = Backend("egl", "vendor", "renderer")
     monkeypatch.setattr(rendering, "probe", lambda: backend)
 
 
@@ -21,7 +21,6 @@ def test_this_machine_draws_and_says_with_what(monkeypatch: pytest.MonkeyPatch) 
     assert backend.name in ("egl", "osmesa")
     assert backend.vendor
     assert backend.renderer
-    assert backend.num_devices >= 1
 
 
 def test_no_backend_is_an_error_of_three_lines_that_names_the_packages(
@@ -79,23 +78,12 @@ def test_variables_tell_whether_a_worker_draws(value: str, expected: bool) -> No
     assert rendering.draws({"MUJOCO_GL": value}) == expected
 
 
-@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.usefixtures("a_gpu")
 def test_variables_of_the_user_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_variables(pixels=True) == {"MUJOCO_GL": "egl", "LP_NUM_THREADS": "0"}
     monkeypatch.setenv("MUJOCO_GL", "egl")
     monkeypatch.setenv("LP_NUM_THREADS", "3")
-    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "1")
-    monkeypatch.setenv("LOCAL_RANK", "0")
     assert worker_variables(pixels=True) == {}
-
-
-@pytest.mark.usefixtures("two_gpus")
-@pytest.mark.parametrize(("rank", "device"), [("0", "0"), ("1", "1"), ("2", "0")])
-def test_each_local_rank_draws_on_its_own_device(
-    monkeypatch: pytest.MonkeyPatch, rank: str, device: str
-) -> None:
-    monkeypatch.setenv("LOCAL_RANK", rank)
-    assert worker_variables(pixels=True)["MUJOCO_EGL_DEVICE_ID"] == device
 
 
 def test_an_unknown_render_profile_is_refused_with_the_choices() -> None:

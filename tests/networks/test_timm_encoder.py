@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from deflow_vision.networks.encoders import EncoderConfig, make_encoder
 from deflow_vision.networks.timm_encoder import TimmEncoder
-from deflow_vision.types import Spec
+from deflow_vision.types import Spec, UserError
 
 SHAPE = (64, 64, 9)
 WITHOUT_BATCH_NORM = ["test_convnext", "test_vit", "test_nfnet", "test_mambaout"]
@@ -163,9 +163,18 @@ def test_batch_norm_keeps_its_loaded_statistics_in_training(tmp_path):
         assert torch.equal(value, before[key])
 
 
-def test_batch_norm_is_refused_without_weights():
-    with pytest.raises(ValueError, match=r"BatchNorm.*encoder\.weights.*timm:convnext_atto"):
-        TimmEncoder("test_resnet", SHAPE)
+def test_batch_norm_is_refused_for_training_without_weights():
+    encoder = TimmEncoder("test_resnet", SHAPE)  # a policy can be restored into it
+    with pytest.raises(UserError, match=r"BatchNorm.*encoder\.weights.*timm:convnext_atto"):
+        encoder.check_trainable()
+    TimmEncoder("test_convnext", SHAPE).check_trainable()
+
+
+def test_a_damaged_weights_file_is_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"not safetensors at all")
+    with pytest.raises(UserError, match="damaged"):
+        TimmEncoder("test_convnext", SHAPE, weights=path)
 
 
 def test_a_frozen_model_takes_no_gradient_but_its_head_does(tmp_path):

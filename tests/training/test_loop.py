@@ -159,6 +159,37 @@ def test_a_missing_dataset_names_the_path_and_the_ways_to_get_it(configure, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_locomotion_is_not_told_to_collect_and_d4rl_is_told_the_truth(configure, tmp_path):
+    missing = str(tmp_path / "nowhere.zarr")
+    for task, words, absent in (
+        ("antmaze-large-navigate", "scripts/data.py download", "collect"),
+        ("pen-human-v1", "no environment for D4RL yet", "scripts/data.py"),
+    ):
+        flags = ("--task", task, "--data.path", missing)
+        with pytest.raises(UserError, match=words) as refusal:
+            train(configure("state", tmp_path / "run", *flags))
+        assert absent not in str(refusal.value)
+
+
+def test_an_encoder_that_does_not_fit_leaves_no_run_folder(configure, tmp_path):
+    with pytest.raises(UserError, match="state observations"):
+        train(configure("state", tmp_path / "run", "--encoder.name", "impala"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_norm_model_without_weights_is_refused_before_training(configure, tmp_path):
+    with pytest.raises(UserError, match="BatchNorm"):
+        train(configure("pixels", tmp_path / "run", "--encoder.name", "timm:test_resnet"))
+
+
+def test_a_resumed_run_writes_down_what_it_changes(configure, tmp_path):
+    run = train(configure("state", tmp_path / "run", "--offline-steps", "3"))
+    train(load(["--resume", str(run), "--offline-steps", "5"]))
+    assert load(["--resume", str(run)]).offline_steps == 5
+    with pytest.raises(UserError, match=r"5 updates already.*--offline-steps"):
+        train(load(["--resume", str(run), "--offline-steps", "4"]))
+
+
 def test_a_store_of_another_task_is_refused(configure, stores, tmp_path):
     path = str(stores["pixels"])
     with pytest.raises(UserError, match=r"visual-cube-single-play-v0.*needs cube-single-play-v0"):

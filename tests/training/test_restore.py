@@ -47,7 +47,7 @@ def test_the_summary_of_a_short_run_says_so_and_names_the_full_one(trained):
     text = summarise(trained, published_steps=1_000_000)
     assert "6 of the 1,000,000 updates" in text
     assert "accelerate launch scripts/train.py --task cube-single-play-task1" in text
-    assert "published protocol" not in summarise(trained, published_steps=6)
+    assert "published" not in summarise(trained, published_steps=6)
 
 
 def test_the_summary_gives_success_at_both_ends(trained):
