@@ -24,7 +24,8 @@ PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs"
 
 def commands() -> list[list[str]]:
     blocks = re.findall(r"^```bash\n(.*?)^```", MANUALS, flags=re.DOTALL | re.MULTILINE)
-    lines = (shlex.split(line, comments=True) for block in blocks for line in block.splitlines())
+    whole = "".join(blocks).replace("\\\n", " ")  # a line may go on after a backslash
+    lines = (shlex.split(line, comments=True) for line in whole.splitlines())
     return [line for line in lines if line]
 
 
