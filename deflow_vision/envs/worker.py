@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Mapping
@@ -21,6 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 _SECONDS_TO_CLOSE = 10.0
+_SECONDS_TO_END = 2.0
 
 
 class WorkerError(RuntimeError):
@@ -149,6 +153,7 @@ def serve(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # the libraries' prints would tear the parent's progress bar out of a pipe
     connection = Connection(descriptor)
+    threading.Thread(target=_end_with_pipe, args=(descriptor,), daemon=True).start()
     target: Any = None
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         factory, args = connection.recv()
@@ -158,6 +163,18 @@ def serve(descriptor: int) -> None:
             _answer(connection, getattr(target, method), args, reply=True)
     if hasattr(target, "close"):
         target.close()
+
+
+def _end_with_pipe(descriptor: int) -> None:
+    """End the process soon after the pipe's other end closes, even in the middle of a call.
+
+    A call may take minutes (an episode of drawn frames), too long to go on for nobody.
+    """
+    poll = select.poll()
+    poll.register(descriptor, 0)  # a hang-up is reported whatever is asked for
+    poll.poll()
+    time.sleep(_SECONDS_TO_END)
+    os._exit(1)
 
 
 def _answer(

@@ -24,6 +24,9 @@ class Counter:
     def fail(self) -> None:
         raise KeyError("what went wrong")
 
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
     def die(self) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
 
@@ -80,6 +83,15 @@ def test_closing_ends_the_process_and_may_be_repeated() -> None:
     assert not is_alive(worker.pid)
 
 
+def test_closing_does_not_wait_for_a_long_call() -> None:
+    worker = Worker(Counter, 0)
+    worker.send("wait", 60)
+    start = time.monotonic()
+    worker.close()
+    assert time.monotonic() - start < 9
+    assert not is_alive(worker.pid)
+
+
 def test_a_forgotten_worker_is_ended() -> None:
     worker = Worker(Counter, 0)
     pid = worker.pid
@@ -88,11 +100,11 @@ def test_a_forgotten_worker_is_ended() -> None:
     assert not is_alive(pid)
 
 
-def test_a_worker_whose_parent_is_killed_ends() -> None:
+def test_a_worker_whose_parent_is_killed_ends_in_the_middle_of_a_call() -> None:
     code = (
         "import sys, time; from deflow_vision.envs.worker import Worker\n"
         "from tests.envs.test_worker import Counter\n"
-        "worker = Worker(Counter, 0); worker.call('add', 1); print(worker.pid, flush=True)\n"
+        "worker = Worker(Counter, 0); worker.send('wait', 60); print(worker.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen(
