@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from deflow_vision.agents.base import Agent
-from deflow_vision.config import (
-    TrainConfig,
-    default_run_dir,
-    resolve_mixed_precision,
-    to_dict,
-    to_yaml,
-)
+from deflow_vision.config import TrainConfig, default_run_dir, to_dict, to_yaml
 from deflow_vision.datasets.augment import Augmentation
 from deflow_vision.datasets.residency import available_memory, plan_residency
 from deflow_vision.datasets.sampler import make_sampler
-from deflow_vision.datasets.store import Store, missing_message, open_store
+from deflow_vision.datasets.store import Store
 from deflow_vision.envs.pool import EnvPool
 from deflow_vision.seeding import derive_seed
 from deflow_vision.tasks import Task, resolve_task
 from deflow_vision.training import checkpoint
 from deflow_vision.training.checkpoint import Checkpoint
+from deflow_vision.training.dataset import make_spec, open_task_store
+from deflow_vision.training.devices import make_accelerator
 from deflow_vision.training.evaluation import Evaluator
 from deflow_vision.training.feed import Feed
 from deflow_vision.training.logger import RunLogger
 from deflow_vision.training.progress import TrainingProgress
 from deflow_vision.training.run_folder import create_run_folder, write_atomically
 from deflow_vision.types import Spec, UserError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -243,73 +235,6 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
     with setup.closing:
         yield setup
     accelerator.end_training()
-
-
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Devices, processes and precision, from the launcher and the configuration."""
-    # Ranks wait for the main process while it evaluates, which may take long.
-    device = PartialState(timeout=timedelta(hours=6)).device
-    has_bf16 = computes_bfloat16(device)
-    precision = resolve_mixed_precision(
-        config.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), has_bf16
-    )
-    if precision == "bf16" and not has_bf16:
-        log.warning("this device emulates bfloat16: float32 (--mixed-precision no) is much faster")
-    accelerator = Accelerator(mixed_precision=precision)
-    if accelerator.device.type == "cpu":
-        # The launcher sets OMP_NUM_THREADS=1, which would leave all other cores idle.
-        shared = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(config.num_threads or max(1, shared))
-    return accelerator
-
-
-def computes_bfloat16(device: torch.device) -> bool:
-    """Whether a device has bfloat16 instructions."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def open_task_store(config: TrainConfig, task: Task) -> Store:
-    """Open the dataset of a task and check that it is that dataset.
-
-    Raises:
-        UserError: there is none, or it is of another task or kind of observation.
-    """
-    path = config.data.path
-    assert path is not None  # a resolved configuration names it
-    if task.suite == "d4rl":
-        raise UserError(
-            f"{task.name}: there is no converter and no environment for D4RL yet; its settings "
-            "resolve, and --dry-run prints them."
-        )
-    if not path.exists():
-        raise UserError(missing_message(path, task.dataset))
-    store = open_store(path)
-    have = store.attributes["env_id"]
-    if have != task.dataset:
-        raise UserError(
-            f"{path} holds {have}, the task {task.name} needs {task.dataset}: pass another "
-            "--data.path or --task."
-        )
-    if task.goal_key not in store.train.goals():
-        raise UserError(
-            f"{path} has no rewards for {task.goal_key}, only for "
-            f"{', '.join(store.train.goals()) or 'no goal'}."
-        )
-    return store
-
-
-def make_spec(store: Store, task: Task, frame_stack: int) -> Spec:
-    """What an agent must know of the dataset."""
-    *image, channels = store.train.observations.shape[1:]
-    rewards = store.train.rewards(task.goal_key)
-    return Spec(
-        observation_shape=(*image, channels * frame_stack),
-        observation_dtype="uint8" if store.train.pixels else "float32",
-        action_dim=int(store.train.actions.shape[1]),
-        reward_range=(float(rewards.min()), float(rewards.max())),
-    )
 
 
 def identity(config: TrainConfig, store: Store) -> dict[str, Any]:

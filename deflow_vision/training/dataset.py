@@ -1,0 +1,50 @@
+"""The dataset of a task, checked against the task."""
+
+from __future__ import annotations
+
+from deflow_vision.config import TrainConfig
+from deflow_vision.datasets.store import Store, missing_message, open_store
+from deflow_vision.tasks import Task
+from deflow_vision.types import Spec, UserError
+
+
+def open_task_store(config: TrainConfig, task: Task) -> Store:
+    """Open the dataset of a task and check that it is that dataset.
+
+    Raises:
+        UserError: there is none, or it is of another task or kind of observation.
+    """
+    path = config.data.path
+    assert path is not None  # a resolved configuration names it
+    if task.suite == "d4rl":
+        raise UserError(
+            f"{task.name}: there is no converter and no environment for D4RL yet; its settings "
+            "resolve, and --dry-run prints them."
+        )
+    if not path.exists():
+        raise UserError(missing_message(path, task.dataset))
+    store = open_store(path)
+    have = store.attributes["env_id"]
+    if have != task.dataset:
+        raise UserError(
+            f"{path} holds {have}, the task {task.name} needs {task.dataset}: pass another "
+            "--data.path or --task."
+        )
+    if task.goal_key not in store.train.goals():
+        raise UserError(
+            f"{path} has no rewards for {task.goal_key}, only for "
+            f"{', '.join(store.train.goals()) or 'no goal'}."
+        )
+    return store
+
+
+def make_spec(store: Store, task: Task, frame_stack: int) -> Spec:
+    """What an agent must know of the dataset."""
+    *image, channels = store.train.observations.shape[1:]
+    rewards = store.train.rewards(task.goal_key)
+    return Spec(
+        observation_shape=(*image, channels * frame_stack),
+        observation_dtype="uint8" if store.train.pixels else "float32",
+        action_dim=int(store.train.actions.shape[1]),
+        reward_range=(float(rewards.min()), float(rewards.max())),
+    )

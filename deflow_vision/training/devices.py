@@ -1,0 +1,39 @@
+"""Devices, processes and precision of a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, PartialState
+
+from deflow_vision.config import TrainConfig, resolve_mixed_precision
+
+log = logging.getLogger(__name__)
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Devices, processes and precision, from the launcher and the configuration."""
+    # Ranks wait for the main process while it evaluates, which may take long.
+    device = PartialState(timeout=timedelta(hours=6)).device
+    has_bf16 = computes_bfloat16(device)
+    precision = resolve_mixed_precision(
+        config.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), has_bf16
+    )
+    if precision == "bf16" and not has_bf16:
+        log.warning("this device emulates bfloat16: float32 (--mixed-precision no) is much faster")
+    accelerator = Accelerator(mixed_precision=precision)
+    if accelerator.device.type == "cpu":
+        # The launcher sets OMP_NUM_THREADS=1, which would leave all other cores idle.
+        shared = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(config.num_threads or max(1, shared))
+    return accelerator
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device has bfloat16 instructions."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
