@@ -89,17 +89,23 @@ def convert(file: Folder, dataset: str | None = None, path: Path | None = None) 
     print(f"{path} is complete; `python scripts/data.py info {path}` shows what it holds.")
 
 
-def info(path: Folder) -> None:
+def info(path: Folder, sheet: Path | None = None) -> None:
     """Print the dataset card of a store: counts, rewards and success of each goal, sizes, origin.
 
     Args:
         path: the store's folder.
+        sheet: a PNG file for twelve frames of the first episode, of a pixel dataset.
     """
     from rich.console import Console
 
-    from deflow_vision.datasets.card import card
+    from deflow_vision.datasets.card import card, first_episode_frames
 
     Console().print(card(path))
+    if sheet is not None:
+        from deflow_vision.training.video import contact_sheet
+
+        contact_sheet(sheet, first_episode_frames(path))
+        print(f"frames: {sheet}")
 
 
 def verify(path: Folder) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import tyro
-from accelerate.commands.launch import launch_command_parser
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from deflow_vision.config import compose, load, to_yaml
 
@@ -66,6 +66,7 @@ def check_evaluate(arguments: list[str], tmp_path: Path) -> None:
 def check_launch(arguments: list[str], tmp_path: Path) -> None:
     launch = launch_command_parser().parse_args(arguments)
     assert launch.config_file is None or (ROOT / launch.config_file).is_file()
+    _validate_launch_command(launch)  # so that a number of processes that is missing shows here
     CHECKS[launch.training_script](launch.training_script_args, tmp_path)
 
 

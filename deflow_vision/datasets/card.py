@@ -11,9 +11,24 @@ import numpy as np
 from rich.console import Group
 from rich.table import Column, Table
 
+from deflow_vision.datasets.schema import read_rows
 from deflow_vision.datasets.store import Split, Store, open_store
+from deflow_vision.types import UserError
 
 _MIB = 2**20
+
+
+def first_episode_frames(path: Path) -> np.ndarray:
+    """The frames of a pixel store's first training episode, (T, H, W, 3) uint8.
+
+    Raises:
+        UserError: the store holds states, not pixels.
+        StoreError: there is no such store, or it is damaged.
+    """
+    split = open_store(path).train
+    if not split.pixels:
+        raise UserError(f"{path} holds states, which have no frames to show.")
+    return read_rows(split.observations, 0, int(split.episode_ends[0]))
 
 
 def facts(store: Store) -> dict[str, str]:

@@ -11,10 +11,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from deflow_vision.datasets.card import card, checksum, facts, goal_facts, split_facts
+from deflow_vision.datasets.card import (
+    card,
+    checksum,
+    facts,
+    first_episode_frames,
+    goal_facts,
+    split_facts,
+)
 from deflow_vision.datasets.store import StoreError, add_goals, open_store
+from deflow_vision.types import UserError
 
-from .conftest import write_store
+from .conftest import frames_of, write_store
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,3 +105,14 @@ def test_the_command_line_explains_itself_without_a_traceback(tmp_path: Path) ->
     assert refused.returncode == 2
     assert "data.py download antmaze-large-navigate" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_the_first_episodes_frames_are_those_of_the_store(tmp_path):
+    path = write_store(tmp_path / "pixels.zarr", lengths=(6, 2))
+    assert np.array_equal(first_episode_frames(path), frames_of(0, 6, pixels=True))
+
+
+def test_a_state_store_has_no_frames_to_show(tmp_path):
+    path = write_store(tmp_path / "state.zarr", pixels=False)
+    with pytest.raises(UserError, match="no frames to show"):
+        first_episode_frames(path)
