@@ -9,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA := $(or $(DEFLOW_DATA),data)
 CORES := $(shell getconf _NPROCESSORS_ONLN)
-LAUNCH := $(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process $(CORES)
+LAUNCH := $(BIN)/accelerate launch --quiet --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process $(CORES)
 
 # What MuJoCo draws with where there is no screen and no GPU, by the names of Debian and Ubuntu.
 GL_PACKAGES := libegl1 libgl1 libosmesa6

@@ -77,10 +77,11 @@ class TrainingProgress:
         if step > self._last_step:  # what comes between two calls of one step is an evaluation
             self._rate = (step - self._last_step) / max(now - self._last_time, 1e-9)
         self._last_step, self._last_time = step, now
-        self._shown |= {k: v for k, v in metrics.items() if k.endswith(SHOWN)}
-        losses = "  ".join(
+        fresh = {k: v for k, v in metrics.items() if k.endswith(SHOWN)}
+        self._shown |= fresh
+        losses = "  ".join(  # the bar keeps what it showed, a line says what is new
             f"{key.removeprefix('train/').removesuffix('/loss')} {value:.4g}"
-            for key, value in self._shown.items()
+            for key, value in (self._shown if self._console.is_terminal else fresh).items()
         )
         rate = f"{self._rate:.1f} steps/s"
         if self._console.is_terminal:
