@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 
 from deflow_vision.config import TrainConfig, resolve_mixed_precision
 
@@ -17,7 +18,8 @@ log = logging.getLogger(__name__)
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Devices, processes and precision, from the launcher and the configuration."""
     # Ranks wait for the main process while it evaluates, which may take long.
-    device = PartialState(timeout=timedelta(hours=6)).device
+    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    device = PartialState(cpu=use_cpu, timeout=timedelta(hours=6)).device
     has_bf16 = computes_bfloat16(device)
     precision = resolve_mixed_precision(
         config.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), has_bf16

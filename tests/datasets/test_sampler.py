@@ -98,7 +98,7 @@ def test_actions_stay_inside_the_open_interval(tmp_path):
         ({"residency": "disk"}, "'disk': the choices are auto, ram and stream"),
         ({"batch_size": 32, "num_streams": 16}, "14 transitions for 16"),
         ({"budget_bytes": 100}, "take residency stream"),
-        ({"budget_bytes": 100, "residency": "stream"}, "lower window_blocks"),
+        ({"budget_bytes": 100, "residency": "stream"}, "lower --data.window-blocks"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(make_store, changes, message):
