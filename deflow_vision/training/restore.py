@@ -96,7 +96,7 @@ def evaluate_run(
             logger,
             seed=seed,
             episodes=episodes,
-            videos=min(videos, episodes),
+            videos=videos,
             cap=None,
             device=torch.device(device),
         )

@@ -159,7 +159,7 @@ class Setup:
             logger,
             seed=self.config.seed,
             episodes=config.episodes,
-            videos=min(config.videos, config.episodes),
+            videos=config.videos,
             cap=cap,
             device=self.accelerator.device,
         )
