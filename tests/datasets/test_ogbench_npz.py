@@ -16,7 +16,7 @@ STATE_DIM, ACTION_DIM, QPOS_DIM = 37, 5, 28
 def goals(monkeypatch):
     """Two cubes at the origin and at x = 1, instead of ogbench's goals, which need a worker."""
     found = {"task1": Goal(cubes=np.zeros((2, 3))), "task2": Goal(cubes=np.eye(3)[[0, 0]])}
-    monkeypatch.setattr("deflow_vision.datasets.convert.read_goals", lambda name: found)
+    monkeypatch.setattr("deflow_vision.datasets.ogbench_npz.read_goals", lambda name: found)
 
 
 def arrays_of(split: str, *, pixels: bool) -> dict[str, np.ndarray]:
