@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import gymnasium
 
+from deflow_vision.envs.own import is_own, make_own_env
 from deflow_vision.envs.rendering import check_profile, worker_variables
 from deflow_vision.envs.wrappers import ClipAction, FrameStack, SeededReset
 from deflow_vision.tasks import nearest
@@ -30,7 +31,8 @@ def make_env(
 
     Args:
         env_id: a task's full id, with the dataset's type or without it
-            ("cube-double-play-singletask-task2-v0", "cube-double-singletask-task2-v0").
+            ("cube-double-play-singletask-task2-v0", "cube-double-singletask-task2-v0"); or
+            `module:factory`, see `own.make_own_env`.
         frame_stack: observations stacked along the last axis.
         max_episode_steps: time limit; by default the environment's own.
         render_profile: how frames are drawn, see `rendering.RENDER_PROFILES`.
@@ -43,6 +45,8 @@ def make_env(
         UserError: unknown id or render profile.
         NoRendererError: it draws its observations, and this machine cannot.
     """
+    if is_own(env_id):
+        return make_own_env(env_id, frame_stack=frame_stack, max_episode_steps=max_episode_steps)
     env = _make_ogbench(registered_id(env_id), render_profile, max_episode_steps=max_episode_steps)
     return FrameStack(ClipAction(env), frame_stack)
 

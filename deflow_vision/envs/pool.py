@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from deflow_vision.envs.make import make_env
+from deflow_vision.envs.own import is_own
 from deflow_vision.envs.rendering import check_profile, draws, probe, worker_variables
 from deflow_vision.envs.worker import Worker, WorkerError
 from deflow_vision.types import UserError
@@ -30,7 +31,7 @@ class EnvStep(NamedTuple):
         reward: r of this step.
         terminated: the task ended the episode.
         truncated: the time limit ended it.
-        info: `success`, 1.0 or 0.0.
+        info: `success`, 1.0 or 0.0, where the environment reports it.
     """
 
     observation: np.ndarray
@@ -59,7 +60,9 @@ class EnvPool:
         observation_shape: shape of an observation, stacked.
         observation_dtype: "uint8" or "float32".
         action_dim: A.
-        can_render: whether `render` works: only a state task runs where nothing can draw.
+        channels: C of a single frame of pixels.
+        can_render: whether pictures can be had: only a state task runs where nothing can draw, and
+            somebody's own draws only with the render mode "rgb_array".
 
     Raises:
         EnvError: an environment could not be made.
@@ -75,7 +78,8 @@ class EnvPool:
         max_episode_steps: int | None = None,
         render_profile: str = "official",
     ) -> None:
-        check_profile(render_profile)
+        if not is_own(env_id):
+            check_profile(render_profile)
         if num_envs < 1:
             raise UserError(f"num_envs is {num_envs}; it must be 1 or more.")
         self.env_id = env_id
@@ -89,10 +93,16 @@ class EnvPool:
         ]
         try:
             self._send(0, "describe")
-            self.observation_shape, self.observation_dtype, self.action_dim = self._receive(0)
+            shape, self.observation_dtype, self.action_dim, draws_itself = self._receive(0)
         except BaseException:
             self.close()
             raise
+        self.observation_shape: tuple[int, ...] = shape
+        self.channels = shape[-1] // frame_stack
+        if is_own(env_id):
+            # Frames that are observed are pictures already.
+            self.can_render &= draws_itself
+            self.can_render |= self.observation_dtype == "uint8"
 
     def reset(self, index: int, seed: int) -> np.ndarray:
         """Start an episode in one copy.
@@ -132,9 +142,11 @@ class EnvPool:
 
         Raises:
             NoRendererError: this machine cannot draw.
+            UserError: somebody's own environment was not made for drawing.
         """
         if not self.can_render:
             probe()  # says why
+            raise UserError(f'{self.env_id} was made without render_mode="rgb_array".')
         self._send(index, "render")
         frame: np.ndarray = self._receive(index)
         return frame
@@ -186,11 +198,11 @@ class _EnvServer:
             max_episode_steps=max_episode_steps,
             render_profile=render_profile,
         )
-        self._pixels = env_id.startswith("visual-")
+        self._own, self._pixels = is_own(env_id), env_id.startswith("visual-")
 
-    def describe(self) -> tuple[tuple[int, ...], str, int]:
-        space = self._env.observation_space
-        return space.shape, space.dtype.name, self._env.action_space.shape[0]
+    def describe(self) -> tuple[tuple[int, ...], str, int, bool]:
+        space, actions = self._env.observation_space, self._env.action_space
+        return space.shape, space.dtype.name, actions.shape[0], self._env.render_mode == "rgb_array"
 
     def reset(self, seed: int) -> np.ndarray:
         observation: np.ndarray = self._env.reset(seed=seed)[0]
@@ -199,11 +211,11 @@ class _EnvServer:
     def step(self, action: np.ndarray) -> EnvStep:
         observation, reward, terminated, truncated, info = self._env.step(action)
         # The rest of info is the whole simulator state: not worth the pipe.
-        success = {"success": float(info.get("success", 0.0))}
+        success = {"success": float(info["success"])} if "success" in info else {}
         return EnvStep(observation, reward, terminated, truncated, success)
 
     def render(self) -> np.ndarray:
-        frame: np.ndarray = self._env.unwrapped.render()
+        frame: np.ndarray = (self._env if self._own else self._env.unwrapped).render()
         scale = _VIDEO_SCALE if self._pixels else 1
         return frame.repeat(scale, axis=0).repeat(scale, axis=1)
 

@@ -57,13 +57,15 @@ class FrameStack(gymnasium.Wrapper):  # type: ignore[misc]
     Args:
         env: the environment.
         num_frames: k.
+        check_frames: whether a first frame of one colour is an error.
     """
 
-    def __init__(self, env: gymnasium.Env, num_frames: int) -> None:
+    def __init__(self, env: gymnasium.Env, num_frames: int, *, check_frames: bool = True) -> None:
         super().__init__(env)
         if num_frames < 1:
             raise UserError(f"frame_stack is {num_frames}; it must be 1 or more.")
         self._num_frames = num_frames
+        self._check_frames = check_frames
         self._frames: deque[np.ndarray] = deque(maxlen=num_frames)
 
     @property
@@ -78,7 +80,7 @@ class FrameStack(gymnasium.Wrapper):  # type: ignore[misc]
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Reset; the stack is the first frame k times."""
         observation, info = self.env.reset(seed=seed, options=options)
-        if observation.dtype == np.uint8:
+        if self._check_frames and observation.dtype == np.uint8:
             check_frame(observation, str(self.spec.id if self.spec else self.unwrapped))
         self._frames.extend([observation] * self._num_frames)
         return self._stack(), info
