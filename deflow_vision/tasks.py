@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,9 +23,10 @@ class Task:
     Attributes:
         name: canonical short name, with the goal where there is one ("cube-double-play-task2").
         family: the row of `configs/agents/*.yaml` that holds its settings ("cube-double").
-        suite: "ogbench" or "d4rl".
+        suite: "ogbench" or "d4rl"; "own" for somebody's own data and environment.
         dataset: "cube-double-play-v0"; its store is `<data root>/<dataset>.zarr`.
-        env_id: full id ("cube-double-play-singletask-task2-v0"); equals `dataset` for D4RL.
+        env_id: full id ("cube-double-play-singletask-task2-v0"); equals `dataset` for D4RL;
+            `module:factory` for somebody's own.
         goal: "task1" to "task5" of OGBench, None for D4RL.
         pixels: whether observations are 64x64x3 images.
         max_episode_steps: the environment's time limit, in steps.
@@ -35,11 +37,16 @@ class Task:
         offline: whether it is one of the 73 offline tasks.
         offline_to_online: whether it is one of the 15 offline-to-online tasks.
         table: the file in `configs/tasks/` that holds its row.
+        reward_shift: what is added to the dataset's and the environment's rewards for training.
+        reference_scores: returns of a random and of an expert policy, which are 0 and 100 of the
+            normalized score; None where results are success rates.
+        deviation: how our environment differs from the one that the task is named after; empty
+            where it is that one.
     """
 
     name: str
     family: str
-    suite: Literal["ogbench", "d4rl"]
+    suite: Literal["ogbench", "d4rl", "own"]
     dataset: str
     env_id: str
     goal: str | None
@@ -52,6 +59,9 @@ class Task:
     offline: bool
     offline_to_online: bool
     table: str
+    reward_shift: float = 0.0
+    reference_scores: tuple[float, float] | None = None
+    deviation: str = ""
 
     @property
     def goal_key(self) -> str:
@@ -109,6 +119,28 @@ def resolve_task(name: str) -> Task:
     return names[name]
 
 
+def check_own(env: str, name: str | None = None) -> None:
+    """Refuse what cannot name somebody's own environment, or the task in it.
+
+    Args:
+        env: `module:factory`.
+        name: the task's name, under which its runs and its results stand.
+
+    Raises:
+        UserError: another form, or the name of a published task.
+    """
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", env):
+        raise UserError(f"env is '{env}': write module:factory, such as my_package.my_env:make")
+    if name is None:
+        return
+    if name in _names():
+        raise UserError(
+            f"'{name}' is a published task: with --env {env}, give it another name by --task"
+        )
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(f"the task's name '{name}' must have letters, digits, '.', '_', '-' alone")
+
+
 def resolve_dataset(name: str) -> Task:
     """The task on the default goal of a dataset.
 
@@ -125,6 +157,12 @@ def resolve_dataset(name: str) -> Task:
     if name not in datasets:
         raise UserError(f"unknown dataset '{name}'. {nearest(name, datasets)}")
     return _names()[datasets[name]]
+
+
+def d4rl_task(name: str) -> Task | None:
+    """The D4RL task of that name, with or without its version; None where it is not one."""
+    task = _names().get(name)
+    return task if task is not None and task.suite == "d4rl" else None
 
 
 @lru_cache(maxsize=1)
@@ -202,6 +240,9 @@ def _make(
         offline=listed in row.get("offline", ()),
         offline_to_online=listed in row.get("offline_to_online", ()),
         table=file,
+        reward_shift=row.get("reward_shift", 0.0),
+        reference_scores=tuple(row["reference_scores"]) if "reference_scores" in row else None,
+        deviation=row.get("deviation", ""),
     )
 
 
