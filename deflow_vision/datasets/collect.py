@@ -110,6 +110,7 @@ def collect(
                 versions=_versions(pixels),
                 render_profile=render_profile if pixels else None,
                 compression_level=compression_level,
+                goals=list(goals),
                 **workers[0].call("layout"),
             )
         )

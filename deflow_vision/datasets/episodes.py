@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from deflow_vision.datasets.goals import Labels
 from deflow_vision.datasets.relabel import Goal, relabel_all
 from deflow_vision.datasets.store import StoreWriter
 
@@ -32,37 +33,41 @@ class Episode:
         observations: (S, H, W, C) uint8 or (S, D) float32.
         actions: (S - 1, A) float32 in [-1, 1]; or (S, A), of which the last has no meaning.
         side: `qpos` and `qvel`, float32, and `button_states`, int64, where there are buttons.
+        goals: (rewards, masks) of each goal, (S,) float32, where the source has them.
     """
 
     observations: np.ndarray
     actions: np.ndarray
     side: dict[str, np.ndarray]
+    goals: Labels = field(default_factory=dict)
 
 
 def write_episodes(
     writer: StoreWriter, goals: Mapping[str, Goal], episodes: Iterable[tuple[str, Episode]]
 ) -> None:
-    """Write episodes into a store, then the rewards and masks of every goal for each split.
+    """Write episodes into a store, with rewards and masks of every goal.
 
     Args:
         writer: the open store.
-        goals: by their key.
-        episodes: pairs of the split and the episode.
+        goals: by their key; empty where the episodes have rewards and masks of their own.
+        episodes: pairs of the split and the episode, without those that the writer has already.
     """
-    labels: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
     for split, episode in episodes:
-        writer.append_episode(split, episode.observations, episode.actions, **episode.side)
-        for goal, label in relabel_all(goals, episode.side).items():
-            labels.setdefault((split, goal), []).append(label)
-    for (split, goal), rows in labels.items():
-        rewards, masks = (np.concatenate(column) for column in zip(*rows, strict=True))
-        writer.write_goal(split, goal, rewards, masks)
+        labels = {**relabel_all(goals, episode.side), **episode.goals}
+        writer.append_episode(split, episode.observations, episode.actions, labels, **episode.side)
 
 
 def track(
-    items: Iterable[tuple[str, Episode]], total: int, title: str
+    items: Iterable[tuple[str, Episode]], total: int, title: str, done: int = 0
 ) -> Iterator[tuple[str, Episode]]:
-    """Pass episodes on under a progress bar that also shows the rate in states."""
+    """Pass episodes on under a progress bar that also shows the rate in states.
+
+    Args:
+        items: pairs of the split and the episode, those still to come.
+        total: number of episodes, those that are done already included.
+        title: what is made.
+        done: so many were written by a run before.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -72,9 +77,9 @@ def track(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(title, total=total, rate=0.0)
+        bar = progress.add_task(title, total=total, completed=done, rate=0.0)
         start, states = time.monotonic(), 0
-        for number, item in enumerate(items, start=1):
+        for number, item in enumerate(items, start=done + 1):
             states += len(item[1].observations)
             rate = states / (time.monotonic() - start)
             progress.update(bar, advance=1, rate=rate)

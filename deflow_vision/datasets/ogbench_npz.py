@@ -65,6 +65,7 @@ def convert_npz(source: Path, path: Path, dataset: str | None = None) -> None:
                     "ogbench": importlib.metadata.version("ogbench"),
                 },
                 render_profile="official" if task.pixels else None,
+                goals=list(goals),
                 **archives["train"].layout(),
             )
         )

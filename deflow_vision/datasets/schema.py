@@ -92,10 +92,15 @@ def rows_per_file(array: Any) -> int:
     return int((array.shards or array.chunks)[0])
 
 
+def block_file(array: Any, directory: Path, number: int) -> Path:
+    """Where block `number` of `array` is, below the array's folder."""
+    return directory.joinpath("c", str(number), *("0" for _ in array.shape[1:]))
+
+
 def missing_block(array: Any, directory: Path) -> Path | None:
     """The first file of `array` that is absent or empty, or None. zarr would read it as zeros."""
     for number in range(-(-array.shape[0] // rows_per_file(array))):
-        file = directory.joinpath("c", str(number), *("0" for _ in array.shape[1:]))
+        file = block_file(array, directory, number)
         if not file.is_file() or file.stat().st_size == 0:
             return file
     return None

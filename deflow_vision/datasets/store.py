@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from deflow_vision.datasets.goals import add_goals
 from deflow_vision.datasets.schema import (
     FORMAT,
     SIDE_DTYPES,
@@ -27,7 +28,7 @@ from deflow_vision.datasets.schema import (
     read_rows,
     rows_per_file,
 )
-from deflow_vision.datasets.writer import StoreWriter, add_goals, refuse_existing
+from deflow_vision.datasets.writer import StoreWriter, refuse_existing
 
 __all__ = [
     "Split",

@@ -41,6 +41,7 @@ def write_store(
         observation_dtype="uint8" if pixels else "float32",
         action_dim=ACTION_DIM,
         side={"qpos": (3,)},
+        goals=["task1"],
         chunk=chunk,
     ) as writer:
         for split, split_lengths in (("train", lengths), ("val", val_lengths)):
@@ -51,12 +52,10 @@ def write_store(
                     split,
                     frames_of(start, length, pixels=pixels),
                     np.stack([number[:-1] / 1000, -number[:-1] / 1000], -1),
+                    goals={"task1": (-(number % 3), number % 5 != 0)},
                     qpos=np.repeat(number[:, None], 3, 1),
                 )
                 start += length
-            if start:
-                number = np.arange(start)
-                writer.write_goal(split, "task1", -(number % 3), number % 5 != 0)
     return path
 
 

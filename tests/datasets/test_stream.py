@@ -138,11 +138,12 @@ def test_window_mixes_the_transitions_of_its_blocks(make_store):
 def test_memory_stays_below_two_windows_and_a_little(tmp_path):
     path = tmp_path / "a.zarr"
     facts = {"source": "t", "env_id": "e", "seeds": 0, "observation_dtype": "uint8", "chunk": 25}
-    with StoreWriter(path, **facts, observation_shape=(64, 64, 3), action_dim=1) as writer:
+    facts |= {"observation_shape": (64, 64, 3), "action_dim": 1, "goals": ["task1"]}
+    with StoreWriter(path, **facts) as writer:
         for number in range(20):
             frames = np.full((100, 64, 64, 3), number, np.uint8)
-            writer.append_episode("train", frames, np.zeros((99, 1)))
-        writer.write_goal("train", "task1", np.zeros(2000), np.ones(2000))
+            goals = {"task1": (np.zeros(100), np.ones(100))}
+            writer.append_episode("train", frames, np.zeros((99, 1)), goals)
     sampler = sampler_of(path, batch_size=16, block_length=50)  # two windows: 2.6 of 24.6 MB
     tracemalloc.start()
     for step in range(60):

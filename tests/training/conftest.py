@@ -27,6 +27,7 @@ def write_task_store(path: Path, kind: str, lengths=(14, 9, 11)) -> Path:
         observation_dtype="uint8" if kind == "pixels" else "float32",
         action_dim=5,
         render_profile="official" if kind == "pixels" else None,
+        goals=["task1"],
     ) as writer:
         for split, split_lengths in (("train", lengths), ("val", (8,))):
             for length in split_lengths:
@@ -35,9 +36,8 @@ def write_task_store(path: Path, kind: str, lengths=(14, 9, 11)) -> Path:
                 else:
                     observations = rng.normal(size=(length, *shape)).astype(np.float32)
                 actions = rng.uniform(-1, 1, (length - 1, 5)).astype(np.float32)
-                writer.append_episode(split, observations, actions)
-            total = sum(split_lengths)
-            writer.write_goal(split, "task1", -np.ones(total), rng.random(total) > 0.2)
+                goals = {"task1": (-np.ones(length), rng.random(length) > 0.2)}
+                writer.append_episode(split, observations, actions, goals)
     return path
 
 

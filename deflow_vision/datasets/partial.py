@@ -1,0 +1,226 @@
+"""The folder in which a store grows until it is complete: locked, and good to go on from.
+
+`<path>.partial/` holds `store/`, the arrays; `progress.npz`, how much of them is certain, with the
+rows that fill no block yet; and `lock`. Each progress is written aside, synced and renamed, after
+the blocks that it counts on: what a killed writer wrote beyond it is cut off again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from deflow_vision.datasets.schema import StoreError, block_file, missing_block
+
+_FACTS = "facts"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a writer had done when it last recorded it.
+
+    Attributes:
+        job: what the whole is made of, JSON values.
+        splits: split -> {"episodes": so many, "states": so many, ...}.
+        rows: "split/array" -> its rows after the last whole block.
+    """
+
+    job: Mapping[str, Any]
+    splits: Mapping[str, Mapping[str, int]]
+    rows: Mapping[str, np.ndarray]
+
+
+class Partial:
+    """The unfinished store of a path.
+
+    Args:
+        path: where the store goes when it is complete.
+
+    Attributes:
+        folder: `<path>.partial`.
+        store: the unfinished arrays in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.folder = path.with_name(f"{path.name}.partial")
+        self.store = self.folder / "store"
+        self._progress = self.folder / "progress.npz"
+        self._lock: IO[bytes] | None = None
+        self._thread = ThreadPoolExecutor(1, "record")
+        self._saved: Future[None] | None = None
+
+    def lock(self) -> None:
+        """Make the folder and hold it alone; the system frees the lock of a process that dies.
+
+        Raises:
+            StoreError: another process holds it.
+        """
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = self.folder / "lock"
+            try:
+                stream = file.open("ab")
+            except FileNotFoundError:  # the holder before has just removed the folder
+                continue
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+                    self._lock = stream
+                    return
+            except BlockingIOError as error:
+                stream.close()
+                raise StoreError(
+                    f"{self._path} is being written by another process: wait for it, or give "
+                    "another path."
+                ) from error
+            except FileNotFoundError:
+                pass
+            stream.close()
+
+    def unlock(self) -> None:
+        """Let others hold the folder, when what is being saved is."""
+        self._thread.shutdown()
+        if self._lock is not None:
+            self._lock.close()
+
+    def remove(self) -> None:
+        """Delete all of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def has_progress(self) -> bool:
+        """Whether there is something to go on from."""
+        return self._progress.is_file() and self.store.is_dir()
+
+    def load(self, job: Mapping[str, Any]) -> Progress | None:
+        """The recorded progress of this very job. Files that it does not count on are removed.
+
+        The arrays' descriptions are among them: make the arrays anew, and `cut` each.
+
+        Raises:
+            StoreError: it is another job's, or damaged.
+        """
+        if not self.has_progress():
+            shutil.rmtree(self.store, ignore_errors=True)
+            return None
+        try:
+            with np.load(self._progress) as content:
+                rows = {name: content[name] for name in content}
+            facts = json.loads(rows.pop(_FACTS).tobytes())
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise self._cannot_go_on(f"{self._progress.name} is damaged: {error}") from error
+        differences = _differences(facts["job"], job)
+        if differences:
+            episodes = sum(split["episodes"] for split in facts["splits"].values())
+            raise self._cannot_go_on(
+                f"its {episodes} episodes are of another job.\n" + "\n".join(differences)
+            )
+        for file in self.store.rglob("*"):
+            # zarr writes a file under another name first: "<its stem>.<random>.partial".
+            if file.name == "zarr.json" or file.suffix == ".partial":
+                file.unlink()
+        for folder in self.store.iterdir():
+            if folder.name not in facts["splits"]:
+                shutil.rmtree(folder)
+        return Progress(facts["job"], facts["splits"], rows)
+
+    def cut(self, array: Any, rows: int) -> None:
+        """Give a new array the whole chunks that are certain, and remove others' files.
+
+        Args:
+            array: an empty `zarr.Array` in the store.
+            rows: so many rows count, a multiple of a chunk's.
+
+        Raises:
+            StoreError: a chunk is missing.
+        """
+        directory = self.store / array.path
+        certain = {block_file(array, directory, i) for i in range(rows // array.chunks[0])}
+        for file in directory.joinpath("c").rglob("*"):
+            if file.is_file() and file not in certain:
+                file.unlink()
+        array.resize((rows, *array.shape[1:]))
+        missing = missing_block(array, directory)
+        if missing is not None:
+            raise self._cannot_go_on(f"{missing.relative_to(self.store)} is missing.")
+
+    def save(self, progress: Progress, written: Sequence[Path]) -> None:
+        """Begin to record progress: in one piece, and for good; a disk may take seconds.
+
+        Args:
+            progress: what there is.
+            written: files of the store that it counts on and no progress before did.
+
+        Raises:
+            OSError: the time before it failed, see `wait`.
+        """
+        self.wait()
+        self._saved = self._thread.submit(self._save, progress, written)
+
+    def busy(self) -> bool:
+        """Whether progress is being recorded now."""
+        return self._saved is not None and not self._saved.done()
+
+    def wait(self) -> None:
+        """Wait for what is being recorded.
+
+        Raises:
+            OSError: it cannot be, as where the disk is full.
+        """
+        if self._saved is not None:
+            self._saved.result()
+
+    def publish(self) -> None:
+        """Move the complete store to its place, and remove the rest."""
+        self.store.rename(self._path)
+        sync(self._path.parent)
+        self.remove()
+
+    def _save(self, progress: Progress, written: Sequence[Path]) -> None:
+        for file in written:
+            sync(file)
+        facts = json.dumps({"job": progress.job, "splits": progress.splits}).encode()
+        arrays: dict[str, Any] = {_FACTS: np.frombuffer(facts, np.uint8), **progress.rows}
+        part = self._progress.with_suffix(".part")
+        with part.open("wb") as stream:
+            np.savez(stream, **arrays)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(self._progress)
+        sync(self.folder)
+
+    def _cannot_go_on(self, reason: str) -> StoreError:
+        return StoreError(
+            f"{self.folder} cannot be gone on with: {reason}\n"
+            "Delete that folder to start over, or give another path."
+        )
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [
+            line
+            for key in keys
+            for line in _differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))
+        ]
+    return [] if before == now else [f"  {name}: it has {before!r}, you ask for {now!r}"]
