@@ -24,6 +24,8 @@ class Arguments:
     """Seed of the episodes."""
     device: str = "cpu"
     """Where the policy acts, such as cuda."""
+    env: str | None = None
+    """Another environment than the run's, as module:factory; by default the run's own."""
 
 
 def main() -> None:
@@ -44,6 +46,7 @@ def main() -> None:
             step=args.step,
             seed=args.seed,
             device=args.device,
+            env=args.env,
         )
     except (UserError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")

@@ -21,7 +21,8 @@ def main() -> None:
         run_dir = train(config)
         if main_process:
             learning_curves(run_dir)
-            print(summarise(run_dir, compose(config.task, config.algo).offline_steps))
+            published = config if config.env else compose(config.task, config.algo)
+            print(summarise(run_dir, published.offline_steps))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None

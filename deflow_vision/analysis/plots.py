@@ -104,7 +104,8 @@ def _panels(train: pd.DataFrame, episodes: pd.DataFrame, config: Mapping[str, An
     """The panels for which there is anything to show."""
     panels: list[Panel] = []
     if not episodes.empty:
-        panels.append(lambda axis: _success(axis, episodes))
+        if "success" in episodes:
+            panels.append(lambda axis: _success(axis, episodes))
         panels.append(lambda axis: _return(axis, episodes))
     if "train/actor/divergence" in train:
         target = (config.get("agent") or {}).get("target_divergence")
@@ -126,7 +127,7 @@ def _panels(train: pd.DataFrame, episodes: pd.DataFrame, config: Mapping[str, An
 
 
 def _success(axis: Axes, episodes: pd.DataFrame) -> None:
-    groups = episodes.groupby("step")["success"]
+    groups = episodes.dropna(subset=["success"]).groupby("step")["success"]
     wins, counts = groups.sum().to_numpy(), groups.count().to_numpy()
     steps = np.array(list(groups.groups))
     low, high = _wilson(wins, counts)

@@ -9,7 +9,7 @@ import yaml
 
 
 def summarise(run_dir: Path, published_steps: int) -> str:
-    """Success at the start and at the end, the best-known files, and how short the run was.
+    """Success or return at the start and at the end, the best-known files, how short the run was.
 
     Args:
         run_dir: a finished run folder.
@@ -23,7 +23,8 @@ def summarise(run_dir: Path, published_steps: int) -> str:
     if (run_dir / "episodes.csv").is_file():
         episodes = pd.read_csv(run_dir / "episodes.csv")
         lines += _successes(episodes)
-        solved = episodes[episodes["step"] == episodes["step"].max()]["success"].mean()
+        if "success" in episodes:
+            solved = episodes[episodes["step"] == episodes["step"].max()]["success"].mean()
     for name, what in (("plots", "Curves"), ("videos", "Videos"), ("checkpoints", "Checkpoints")):
         if any((run_dir / name).glob("*")):
             lines.append(f"{what}: {run_dir / name}")
@@ -44,8 +45,9 @@ def _successes(episodes: pd.DataFrame) -> list[str]:
     for step in dict.fromkeys((episodes["step"].min(), episodes["step"].max())):
         group = groups.get_group(step)
         capped = f", cut at {group['length'].max()} steps" if group["capped"].any() else ""
-        lines.append(
-            f"Success after {step:,} updates: {100 * group['success'].mean():.0f}% "
-            f"of {len(group)} episodes{capped}"
-        )
+        if "success" in group and group["success"].notna().all():
+            what, value = "Success", f"{100 * group['success'].mean():.0f}%"
+        else:  # somebody's own environment need not report it
+            what, value = "Mean return", f"{group['return'].mean():.4g}"
+        lines.append(f"{what} after {step:,} updates: {value} of {len(group)} episodes{capped}")
     return lines

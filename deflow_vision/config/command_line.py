@@ -20,7 +20,7 @@ from deflow_vision.config.layers import (
     to_yaml,
 )
 from deflow_vision.config.schema import TrainConfig, check_algo
-from deflow_vision.tasks import Task, all_tasks, configs_root, data_root, nearest, resolve_task
+from deflow_vision.tasks import all_tasks, check_own, configs_root, data_root, nearest, resolve_task
 from deflow_vision.types import UserError
 
 DESCRIPTION = """Train an agent on a dataset, evaluate it in its environment.
@@ -46,7 +46,11 @@ class Choice:
 
     task: str | None = None
     """Short name (visual-cube-double-play, cube-double-play-task3) or full OGBench or D4RL id.
-    Without a goal it is the environment's default one, and task1 for pixels."""
+    Without a goal it is the environment's default one, and task1 for pixels. With --env: a name
+    of your own, by default the factory's."""
+    env: str | None = None
+    """Your own Gymnasium environment, as module:factory (my_package.my_env:make), for your own
+    data: --data.path, by default {task}.zarr. It has no published settings: choose your own."""
     algo: str | None = None
     """The algorithm: a file of configs/agents/. By default deflow."""
     preset: str | None = None
@@ -85,7 +89,7 @@ def load(argv: Sequence[str]) -> TrainConfig:
         if choice.resume:
             config = _resume(argv, choice)
         else:
-            base = compose(choice.task, choice.algo, choice.preset, choice.config)
+            base = compose(choice.task, choice.algo, choice.preset, choice.config, choice.env)
             config = _resolve(_parse(argv, choice, base))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -101,6 +105,7 @@ def compose(
     algo: str | None = None,
     preset: str | None = None,
     files: Sequence[Path] = (),
+    env: str | None = None,
 ) -> TrainConfig:
     """The configuration of a run before any flag.
 
@@ -109,6 +114,7 @@ def compose(
         algo: its name; by default the one that a file names, else "deflow".
         preset: the name of a file in `configs/presets/`.
         files: YAML files, the last one strongest.
+        env: somebody's own environment; by default the one that a file names.
 
     Raises:
         UserError: something is unknown, missing or out of range; the message names the file, the
@@ -118,14 +124,21 @@ def compose(
     if preset is not None:
         layers.insert(0, _preset(preset))
     for source, layer in reversed(layers):
-        named_task = _pop(layer, source, "task", resolve_task)
+        named_env = _pop(layer, source, "env", check_own)
         named_algo = _pop(layer, source, "algo", check_algo)
-        task, algo = task or named_task, algo or named_algo
-    if task is None:
+        env, algo = env or named_env, algo or named_algo
+    for source, layer in reversed(layers):
+        named_task = _pop(layer, source, "task", str if env else resolve_task)
+        task = task or named_task
+    if env is not None:
+        check_own(env)
+        task = task or env.replace(":", ".")
+    elif task is None:
         raise ConfigError("--task is missing, such as --task visual-cube-double-play")
-    chosen, algo = resolve_task(task), algo or "deflow"
-    config = defaults(chosen.name, algo)
-    for source, layer in (*_published(chosen, config), *layers):
+    else:
+        task = resolve_task(task).name
+    config = defaults(task, algo or "deflow", env)
+    for source, layer in (*_published(config), *layers):
         config = apply_layer(config, layer, source)
     return _resolve(config)
 
@@ -134,9 +147,10 @@ def _pop(
     layer: dict[str, Any], source: str, key: str, check: Callable[[str], object]
 ) -> str | None:
     """Take a name out of a layer, checked."""
-    if key not in layer:
+    value = layer.pop(key, None)
+    if value is None:
         return None
-    name = str(layer.pop(key))
+    name = str(value)
     try:
         check(name)
     except UserError as error:
@@ -144,16 +158,20 @@ def _pop(
     return name
 
 
-def _published(task: Task, config: TrainConfig) -> list[tuple[str, Mapping[str, Any]]]:
+def _published(config: TrainConfig) -> list[tuple[str, Mapping[str, Any]]]:
     """The layers of `configs/agents/<algo>.yaml` and `configs/tasks/`, weakest first."""
     root = configs_root()
-    agent_file, task_file = root / "agents" / f"{config.algo}.yaml", root / "tasks" / task.table
+    agent_file = root / "agents" / f"{config.algo}.yaml"
     table = read_yaml(agent_file)
     rows = table.get("rows", {})
     known = {name for each in all_tasks() for name in (each.family, each.name)}
     if unknown := rows.keys() - known:
         name = min(unknown)
         raise ConfigError(f"{agent_file}: unknown family or task '{name}'. {nearest(name, known)}")
+    if config.env is not None:
+        return [(str(agent_file), table.get("defaults", {}))]
+    task = resolve_task(config.task)
+    task_file = root / "tasks" / task.table
     # A task's switches are for the agents that have them: BC has no discount.
     switches = {"discount": task.discount, "q_agg": task.q_agg}
     has = {field.name for field in fields(config.agent)}
@@ -190,10 +208,13 @@ def _parse(argv: Sequence[str], choice: Choice, settings: TrainConfig) -> TrainC
 
 def _resolve(config: TrainConfig) -> TrainConfig:
     """Fill in what depends on the task: the store's path and the frame stack."""
-    task = resolve_task(config.task)
+    if config.env is None:
+        task = resolve_task(config.task)
+        dataset, frame_stack = task.dataset, config.data.frame_stack or (3 if task.pixels else 1)
+    else:  # whether somebody's own observations are pixels is seen when their store is opened
+        dataset, frame_stack = config.task, config.data.frame_stack
     path = config.data.path or data_root() / "{dataset}.zarr"
-    path = Path(str(path).replace("{dataset}", task.dataset))
-    frame_stack = config.data.frame_stack or (3 if task.pixels else 1)
+    path = Path(str(path).replace("{dataset}", dataset))
     return replace(config, data=replace(config.data, path=path, frame_stack=frame_stack))
 
 
@@ -210,8 +231,8 @@ def _resume(argv: Sequence[str], choice: Choice) -> TrainConfig:
     saved = from_yaml(run / "config.yaml")
     if choice.preset or choice.config:
         raise ConfigError("--resume keeps the run's own settings: drop --preset and --config")
-    asked = {"task": choice.task, "algo": choice.algo}
-    if choice.task:
+    asked = {"task": choice.task, "algo": choice.algo, "env": choice.env}
+    if choice.task and saved.env is None:
         asked["task"] = resolve_task(choice.task).name
     wanted = _parse(argv, choice, saved)
     new = _flat(to_dict(wanted)) | {key: value for key, value in asked.items() if value}

@@ -166,18 +166,19 @@ def from_yaml(path: Path) -> TrainConfig:
     values = read_yaml(path)
     if missing := {"task", "algo"} - values.keys():
         raise ConfigError(f"{path}: {' and '.join(sorted(missing))} missing, is no run's config")
+    env = None if values.get("env") is None else str(values["env"])
     try:
-        blank = defaults(str(values["task"]), str(values["algo"]))
+        blank = defaults(str(values["task"]), str(values["algo"]), env)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     return apply_layer(blank, values, str(path))
 
 
-def defaults(task: str, algo: str) -> TrainConfig:
+def defaults(task: str, algo: str, env: str | None = None) -> TrainConfig:
     """The configuration before any layer: the dataclasses' own defaults.
 
     Raises:
         ValueError: there is no such task or algorithm.
     """
     check_algo(algo)
-    return TrainConfig(task=task, algo=algo, agent=AGENTS[algo].Config())
+    return TrainConfig(task=task, env=env, algo=algo, agent=AGENTS[algo].Config())

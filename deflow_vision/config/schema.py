@@ -12,7 +12,7 @@ from tyro.conf import Fixed, Suppress
 from deflow_vision.agents import AGENTS
 from deflow_vision.datasets.augment import AugmentConfig
 from deflow_vision.networks.encoders import ENCODERS, EncoderConfig
-from deflow_vision.tasks import nearest, resolve_task
+from deflow_vision.tasks import check_own, nearest, resolve_task
 from deflow_vision.types import UserError
 
 Precision = Literal["no", "bf16"]
@@ -115,7 +115,9 @@ class TrainConfig:
     """Everything that decides a training run."""
 
     task: Suppress[Fixed[str]]
-    """Canonical name of the task."""
+    """Canonical name of the task; with `env`, a name of one's own."""
+    env: Suppress[Fixed[str | None]] = None
+    """One's own environment as module:factory; None for a published task's."""
     algo: Suppress[Fixed[str]] = "deflow"
     """Name of the algorithm."""
     seed: int = 0
@@ -150,7 +152,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values without a meaning, and pairs that contradict each other."""
-        if resolve_task(self.task).name != self.task:
+        if self.env is not None:
+            check_own(self.env, self.task)
+        elif resolve_task(self.task).name != self.task:
             raise ValueError(f"task is {self.task!r}; write {resolve_task(self.task).name!r}")
         check_algo(self.algo)
         if not isinstance(self.agent, AGENTS[self.algo].Config):

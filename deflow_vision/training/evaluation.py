@@ -35,7 +35,7 @@ class Episode:
     Attributes:
         index: its number within the evaluation.
         seed: seeds its reset and its policy noise.
-        success: the environment's `success` at the last step.
+        success: the environment's `success` at the last step; None where it reports none.
         episode_return: the sum of rewards.
         length: steps taken.
         terminated: whether the environment ended it (else it ran out of steps).
@@ -44,7 +44,7 @@ class Episode:
 
     index: int
     seed: int
-    success: bool = False
+    success: bool | None = None
     episode_return: float = 0.0
     length: int = 0
     terminated: bool = False
@@ -94,7 +94,7 @@ def evaluate(
         episode = running[slot][0]
         if episode.index < videos:
             if observation.dtype == np.uint8:
-                episode.frames.append(observation[..., -3:])
+                episode.frames.append(observation[..., -pool.channels :])
             elif episode.length % STATE_VIDEO_EVERY == 0:
                 episode.frames.append(pool.render(slot))
 
@@ -110,7 +110,8 @@ def evaluate(
             episode.episode_return += float(result.reward)
             see(slot, result.observation)
             if result.terminated or result.truncated:
-                episode.success = bool(result.info["success"])
+                if "success" in result.info:
+                    episode.success = bool(result.info["success"])
                 episode.terminated = bool(result.terminated)
                 finished.append(episode)
                 del running[slot]
@@ -122,6 +123,16 @@ def evaluate(
 def _episodes(seed: int, step: int, episodes: int) -> Iterator[Episode]:
     for index in range(episodes):
         yield Episode(index, derive_seed(seed, "evaluation", step, index))
+
+
+def _successes(episodes: Sequence[Episode]) -> list[bool]:
+    """Success of each episode; empty where the environment reports none.
+
+    One that mentions success only where there is some means failure by its silence.
+    """
+    if all(episode.success is None for episode in episodes):
+        return []
+    return [bool(episode.success) for episode in episodes]
 
 
 class Evaluator:
@@ -157,7 +168,12 @@ class Evaluator:
         self._episodes = episodes
         self._videos = videos if pool.can_render else 0
         if videos and not pool.can_render:
-            log.warning("nothing here can draw: no videos (for them, install %s)", GL_PACKAGES)
+            log.warning(
+                "%s cannot be drawn here: no videos (MuJoCo needs %s; an environment of your own "
+                'also render_mode="rgb_array")',
+                pool.env_id,
+                GL_PACKAGES,
+            )
         self._cap = cap
         self._device = device
 
@@ -165,8 +181,8 @@ class Evaluator:
         """Evaluate `agent` after `step` updates.
 
         Returns:
-            `eval/success`, `eval/return`, `eval/length`, `eval/episodes`, `eval/capped` (1 where
-            episodes are cut short of the task's limit).
+            `eval/success` (where the environment reports it), `eval/return`, `eval/length`,
+            `eval/episodes`, `eval/capped` (1 where episodes are cut short of the task's limit).
         """
         episodes = evaluate(
             agent,
@@ -177,6 +193,7 @@ class Evaluator:
             videos=self._videos,
             device=self._device,
         )
+        wins = _successes(episodes)
         capped = self._cap is not None
         self._logger.log_episodes(
             [
@@ -184,7 +201,7 @@ class Evaluator:
                     "step": step,
                     "episode": e.index,
                     "seed": e.seed,
-                    "success": e.success,
+                    **({"success": wins[e.index]} if wins else {}),
                     "return": e.episode_return,
                     "length": e.length,
                     "terminated": e.terminated,
@@ -202,7 +219,7 @@ class Evaluator:
                 continue
             self._logger.log_video(step, path)
         return {
-            "eval/success": float(np.mean([e.success for e in episodes])),
+            **({"eval/success": float(np.mean(wins))} if wins else {}),
             "eval/return": float(np.mean([e.episode_return for e in episodes])),
             "eval/length": float(np.mean([e.length for e in episodes])),
             "eval/episodes": float(len(episodes)),

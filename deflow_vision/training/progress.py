@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-SHOWN = ("/loss", "/q_loss", "/divergence", "eval/success")
+SHOWN = ("/loss", "/q_loss", "/divergence", "eval/success", "eval/return")
 """Ends of the keys that are shown; `train.csv` has them all."""
 
 

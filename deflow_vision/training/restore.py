@@ -11,10 +11,11 @@ from deflow_vision.agents import AGENTS
 from deflow_vision.agents.base import Agent
 from deflow_vision.config import TrainConfig, from_yaml
 from deflow_vision.envs.pool import EnvPool
-from deflow_vision.tasks import resolve_task
+from deflow_vision.tasks import check_own, resolve_task
 from deflow_vision.training import checkpoint
 from deflow_vision.training.evaluation import Evaluator
 from deflow_vision.training.logger import RunLogger
+from deflow_vision.training.own import check_env
 from deflow_vision.training.run_folder import read_render_profile, read_spec
 from deflow_vision.types import UserError
 
@@ -62,8 +63,9 @@ def evaluate_run(
     step: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    env: str | None = None,
 ) -> dict[str, float]:
-    """Evaluate a checkpoint in the real environment, at the task's own episode length.
+    """Evaluate a checkpoint in the real environment, at its own episode length.
 
     Args:
         run_dir: the run folder.
@@ -74,6 +76,7 @@ def evaluate_run(
         step: which checkpoint; by default the newest.
         seed: of the episodes.
         device: where the agent acts.
+        env: another environment than the run's, as `module:factory`.
 
     Returns:
         Means over the episodes, as `eval/...`.
@@ -81,9 +84,16 @@ def evaluate_run(
     if episodes < 1 or num_envs < 1:
         raise UserError(f"{episodes} episodes in {num_envs} environments: both must be at least 1.")
     agent, config, updates = load_policy(run_dir, step, device)
+    env = env or config.env
+    if env is not None:
+        check_own(env)
+        spec = read_spec(run_dir)
+        *image, channels = spec.observation_shape
+        shape = (*image, channels // (config.data.frame_stack or 1))
+        check_env(env, shape, spec.observation_dtype, spec.action_dim, run_dir)
     with (
         EnvPool(
-            resolve_task(config.task).env_id,
+            env or resolve_task(config.task).env_id,
             num_envs=min(num_envs, episodes),
             frame_stack=config.data.frame_stack or 1,
             render_profile=read_render_profile(run_dir),

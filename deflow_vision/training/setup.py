@@ -29,6 +29,7 @@ from deflow_vision.training.devices import make_accelerator
 from deflow_vision.training.evaluation import Evaluator
 from deflow_vision.training.feed import Feed
 from deflow_vision.training.logger import RunLogger
+from deflow_vision.training.own import open_own_task
 from deflow_vision.training.progress import TrainingProgress
 from deflow_vision.training.run_folder import create_run_folder, write_atomically
 from deflow_vision.types import Spec, UserError
@@ -183,8 +184,12 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
         UserError: something does not fit; the message says what to do.
     """
     accelerator = make_accelerator(config)
-    task = resolve_task(config.task)
-    store = open_task_store(config, task)
+    if config.env is None:
+        task = resolve_task(config.task)
+        store = open_task_store(config, task)
+    else:
+        task, store = open_own_task(config)
+    frame_stack = config.data.frame_stack or (3 if store.train.pixels else 1)
     resumed = config.resume is not None
     run_dir = config.resume or config.run_dir or default_run_dir(config, datetime.now())
     run_dir = Path(broadcast_object_list([str(run_dir)])[0])  # one folder, whatever the clocks say
@@ -200,7 +205,7 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
         store.train,
         available_memory() // 2 // local_processes,
         residency=config.data.residency,
-        frame_stack=config.data.frame_stack or 1,
+        frame_stack=frame_stack,
         num_streams=num_streams,
         streams=share,
         block_length=config.data.block_length,
@@ -213,7 +218,9 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
         run_dir=run_dir,
         resume=None,
         # "auto" looks at this machine's memory; the batches of a resumed run must not.
-        data=replace(config.data, num_streams=num_streams, residency=residency),
+        data=replace(
+            config.data, frame_stack=frame_stack, num_streams=num_streams, residency=residency
+        ),
     )
     resume_from = checkpoint.latest(run_dir) if resumed else None
     if resume_from is not None and resume_from.step > config.offline_steps:
@@ -226,7 +233,7 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
         accelerator=accelerator,
         task=task,
         store=store,
-        spec=make_spec(store, task, config.data.frame_stack or 1),
+        spec=make_spec(store, task, frame_stack),
         run_dir=run_dir,
         resumed=resumed,
         resume_from=resume_from,

@@ -23,7 +23,7 @@ def write_video(path: Path, frames: np.ndarray, fps: int = 30) -> None:
 
     Args:
         path: the file to write, `*.mp4`.
-        frames: (T, H, W, 3) uint8, at least one.
+        frames: (T, H, W, C) uint8, at least one; C is 3, or fewer for grey.
         fps: frames a second.
 
     Raises:
@@ -53,7 +53,7 @@ def contact_sheet(path: Path, frames: np.ndarray, num_pictures: int = 12, column
 
     Args:
         path: the file to write, `*.png`.
-        frames: (T, H, W, 3) uint8, at least one.
+        frames: (T, H, W, C) uint8, at least one; C is 3, or fewer for grey.
         num_pictures: pictures on the sheet, fewer where the episode is shorter.
         columns: pictures a row.
 
@@ -82,11 +82,12 @@ def enlarge(frames: np.ndarray, min_side: int = MIN_SIDE) -> np.ndarray:
 
 
 def _checked(frames: np.ndarray) -> np.ndarray:
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+    if frames.dtype != np.uint8 or frames.ndim != 4 or not frames.size:
         raise ValueError(
-            f"a film takes uint8 frames (T, H, W, 3), got {frames.dtype} {frames.shape}"
+            f"a film takes uint8 frames (T, H, W, C), got {frames.dtype} {frames.shape}"
         )
-    return frames
+    # Of more channels than a picture has, such as depth after colours, the first ones are shown.
+    return frames[..., :3] if frames.shape[-1] >= 3 else frames[..., :1].repeat(3, axis=-1)
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:

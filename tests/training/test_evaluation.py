@@ -18,6 +18,7 @@ class ScriptedPool:
     def __init__(self, num_envs, pixels=False):
         self.num_envs = num_envs
         self.can_render = True
+        self.channels, self.env_id = 3, "scripted"
         self.pixels = pixels
         self.seeds = [0] * num_envs
         self.steps = [0] * num_envs
