@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from deflow_vision import __version__
-from deflow_vision.datasets.episodes import Episode, track, write_episodes
+from deflow_vision.datasets.episodes import Episode, write_episodes
 from deflow_vision.datasets.relabel import environment_of, read_goals
 from deflow_vision.datasets.schema import ZSTD_LEVEL
 from deflow_vision.datasets.store import StoreWriter, refuse_existing
@@ -58,6 +58,8 @@ def collect(
 ) -> None:
     """Collect a dataset into a store, rewards and masks of all five goals included.
 
+    After a kill or Ctrl-C, the same call goes on from `<path>.partial`.
+
     Args:
         dataset: such as "cube-double-play" or "visual-scene-noisy-v0".
         path: the store's folder, which must not exist.
@@ -71,7 +73,8 @@ def collect(
 
     Raises:
         UserError: the dataset is unknown, or has no scripted oracle, or a number is out of range.
-        StoreError: `path` exists.
+        StoreError: `path` exists, or another process collects it, or `<path>.partial` is of other
+            arguments.
         NoRendererError: it is a pixel dataset, and this machine cannot draw.
         WorkerError: an environment failed.
     """
@@ -85,11 +88,10 @@ def collect(
             "states: collect at least 1 training episode, of at least 2 states."
         )
     pixels = name.startswith("visual-")
-    jobs = [("train", i) for i in range(episodes)] + [("val", i) for i in range(val_episodes)]
     variables = worker_variables(pixels=True) if pixels else NO_DRAWING
     if num_processes is not None and num_processes < 1:
         raise UserError(f"{num_processes} worker processes: it must be 1 or more.")
-    num_workers = min(num_processes or len(os.sched_getaffinity(0)), len(jobs))
+    num_workers = min(num_processes or len(os.sched_getaffinity(0)), episodes + val_episodes)
     with contextlib.ExitStack() as stack:
         workers = [
             stack.enter_context(
@@ -101,6 +103,7 @@ def collect(
             for _ in range(num_workers)
         ]
         goals = read_goals(name)
+        numbers = {"train": episodes, "val": val_episodes}
         writer = stack.enter_context(
             StoreWriter(
                 path,
@@ -111,10 +114,17 @@ def collect(
                 render_profile=render_profile if pixels else None,
                 compression_level=compression_level,
                 goals=list(goals),
+                plan={"episodes": numbers, "states of an episode": episode_states},
                 **workers[0].call("layout"),
             )
         )
-        write_episodes(writer, goals, track(_in_order(workers, jobs), len(jobs), dataset))
+        jobs = [
+            (split, index)
+            for split, number in numbers.items()
+            for index in range(writer.episodes_done(split), number)
+        ]
+        made = _in_order(workers, jobs)
+        write_episodes(writer, goals, made, total=episodes + val_episodes, title=dataset)
 
 
 def _in_order(

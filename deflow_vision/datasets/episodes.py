@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,9 +20,19 @@ from rich.progress import (
 
 from deflow_vision.datasets.goals import Labels
 from deflow_vision.datasets.relabel import Goal, relabel_all
-from deflow_vision.datasets.store import StoreWriter
+from deflow_vision.datasets.schema import SPLITS
+from deflow_vision.datasets.writer import StoreWriter
 
 _log = logging.getLogger(__name__)
+
+_COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TextColumn("episodes, {task.fields[rate]:.0f} states/s"),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+)
 
 
 @dataclass(frozen=True)
@@ -43,50 +53,35 @@ class Episode:
 
 
 def write_episodes(
-    writer: StoreWriter, goals: Mapping[str, Goal], episodes: Iterable[tuple[str, Episode]]
+    writer: StoreWriter,
+    goals: Mapping[str, Goal],
+    episodes: Iterable[tuple[str, Episode]],
+    *,
+    total: int,
+    title: str,
 ) -> None:
-    """Write episodes into a store, with rewards and masks of every goal.
+    """Write episodes into a store under a progress bar, with rewards and masks of every goal.
 
     Args:
         writer: the open store.
         goals: by their key; empty where the episodes have rewards and masks of their own.
         episodes: pairs of the split and the episode, without those that the writer has already.
-    """
-    for split, episode in episodes:
-        labels = {**relabel_all(goals, episode.side), **episode.goals}
-        writer.append_episode(split, episode.observations, episode.actions, labels, **episode.side)
-
-
-def track(
-    items: Iterable[tuple[str, Episode]], total: int, title: str, done: int = 0
-) -> Iterator[tuple[str, Episode]]:
-    """Pass episodes on under a progress bar that also shows the rate in states.
-
-    Args:
-        items: pairs of the split and the episode, those still to come.
-        total: number of episodes, those that are done already included.
+        total: number of episodes of both splits, with those that the writer has already.
         title: what is made.
-        done: so many were written by a run before.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("episodes, {task.fields[rate]:.0f} states/s"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(title, total=total, completed=done, rate=0.0)
-        start, states = time.monotonic(), 0
-        for number, item in enumerate(items, start=done + 1):
-            states += len(item[1].observations)
+    done = sum(writer.episodes_done(split) for split in SPLITS)
+    start, states = time.monotonic(), 0
+    with Progress(*_COLUMNS, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(title, completed=done, total=total, rate=0.0)
+        for number, (split, episode) in enumerate(episodes, start=done + 1):
+            labels = {**relabel_all(goals, episode.side), **episode.goals}
+            writer.append_episode(
+                split, episode.observations, episode.actions, labels, **episode.side
+            )
+            states += len(episode.observations)
             rate = states / (time.monotonic() - start)
             progress.update(bar, advance=1, rate=rate)
             # Without a terminal the bar shows only its end: say every tenth part in the log.
-            if (
-                not progress.console.is_terminal
-                and number * 10 // total > (number - 1) * 10 // total
-            ):
+            tenth = number * 10 // total > (number - 1) * 10 // total
+            if tenth and not progress.console.is_terminal:
                 _log.info("%s: %d of %d episodes, %.0f states/s", title, number, total, rate)
-            yield item

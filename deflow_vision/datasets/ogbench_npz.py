@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from deflow_vision import __version__
-from deflow_vision.datasets.episodes import Episode, track, write_episodes
+from deflow_vision.datasets.episodes import Episode, write_episodes
 from deflow_vision.datasets.relabel import environment_of, read_goals
 from deflow_vision.datasets.schema import SIDE_DTYPES, StoreError
 from deflow_vision.datasets.store import StoreWriter
@@ -71,7 +71,7 @@ def convert_npz(source: Path, path: Path, dataset: str | None = None) -> None:
         )
         episodes = ((s, episode) for s, archive in archives.items() for episode in archive)
         total = sum(len(archive.lengths) for archive in archives.values())
-        write_episodes(writer, goals, track(episodes, total, task.dataset))
+        write_episodes(writer, goals, episodes, total=total, title=task.dataset)
 
 
 class Archive:
