@@ -23,6 +23,7 @@ def make_env(
     frame_stack: int = 1,
     max_episode_steps: int | None = None,
     render_profile: str = "official",
+    resolution: int | None = None,
 ) -> gymnasium.Env:
     """The environment of a task, for evaluation and online training.
 
@@ -36,6 +37,7 @@ def make_env(
         frame_stack: observations stacked along the last axis.
         max_episode_steps: time limit; by default the environment's own.
         render_profile: how frames are drawn, see `rendering.RENDER_PROFILES`.
+        resolution: pixels a side of an observation, of OGBench's pixel tasks; by default 64.
 
     Returns:
         An environment whose observations are (H, W, C * frame_stack) uint8 or (D * frame_stack,)
@@ -47,16 +49,20 @@ def make_env(
     """
     if is_own(env_id):
         return make_own_env(env_id, frame_stack=frame_stack, max_episode_steps=max_episode_steps)
-    env = _make_ogbench(registered_id(env_id), render_profile, max_episode_steps=max_episode_steps)
+    limit = {"max_episode_steps": max_episode_steps}
+    env = _make_ogbench(registered_id(env_id), render_profile, resolution, **limit)
     return FrameStack(ClipAction(env), frame_stack)
 
 
-def make_collection_env(name: str, *, render_profile: str = "official") -> gymnasium.Env:
+def make_collection_env(
+    name: str, *, render_profile: str = "official", resolution: int | None = None
+) -> gymnasium.Env:
     """A manipulation environment in OGBench's data-collection mode: random targets, no end.
 
     Args:
         name: such as "visual-cube-double".
         render_profile: how frames are drawn.
+        resolution: pixels a side of an observation, of a pixel environment; by default 64.
 
     Returns:
         The environment, neither stacked nor limited in time.
@@ -64,6 +70,7 @@ def make_collection_env(name: str, *, render_profile: str = "official") -> gymna
     return _make_ogbench(
         f"{name}-v0",
         render_profile,
+        resolution,
         max_episode_steps=-1,
         mode="data_collection",
         terminate_at_goal=False,
@@ -137,8 +144,12 @@ def registered_id(env_id: str) -> str:
     return "-".join(words)
 
 
-def _make_ogbench(name: str, render_profile: str, **arguments: Any) -> gymnasium.Env:
+def _make_ogbench(
+    name: str, render_profile: str, resolution: int | None, **arguments: Any
+) -> gymnasium.Env:
     check_profile(render_profile)
+    if resolution is not None:
+        arguments |= {"width": resolution, "height": resolution}
     if "mujoco" not in sys.modules:
         os.environ.update(worker_variables(pixels=name.startswith("visual-")))
     _register()

@@ -8,7 +8,7 @@ EOFError without the environment's name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -17,6 +17,7 @@ import numpy as np
 from deflow_vision.envs.make import make_env
 from deflow_vision.envs.own import is_own
 from deflow_vision.envs.rendering import check_profile, draws, probe, worker_variables
+from deflow_vision.envs.states import draw_state, state_shapes
 from deflow_vision.envs.worker import Worker, WorkerError
 from deflow_vision.types import UserError
 
@@ -77,6 +78,7 @@ class EnvPool:
         frame_stack: int = 1,
         max_episode_steps: int | None = None,
         render_profile: str = "official",
+        resolution: int | None = None,
     ) -> None:
         if not is_own(env_id):
             check_profile(render_profile)
@@ -87,7 +89,7 @@ class EnvPool:
         self._episodes = ["before the first episode"] * num_envs
         variables = worker_variables(pixels=env_id.startswith("visual-"))
         self.can_render = draws(variables)
-        arguments = (env_id, frame_stack, max_episode_steps, render_profile)
+        arguments = (env_id, frame_stack, max_episode_steps, render_profile, resolution)
         self._workers = [
             Worker(_EnvServer, *arguments, variables=variables) for _ in range(num_envs)
         ]
@@ -151,6 +153,21 @@ class EnvPool:
         frame: np.ndarray = self._receive(index)
         return frame
 
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What a simulator state of an OGBench arm consists of, see `states.state_shapes`."""
+        self._send(0, "state_shapes")
+        shapes: dict[str, tuple[int, ...]] = self._receive(0)
+        return shapes
+
+    def draw(self, state: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The frame that the first copy draws of a stored state, see `states.draw_state`.
+
+        Call it before the first episode: it leaves that copy in that state.
+        """
+        self._send(0, "draw", state)
+        frame: np.ndarray = self._receive(0)
+        return frame
+
     def close(self) -> None:
         """End all workers. May be called again."""
         for worker in self._workers:
@@ -190,13 +207,19 @@ class _EnvServer:
     """The worker's side."""
 
     def __init__(
-        self, env_id: str, frame_stack: int, max_episode_steps: int | None, render_profile: str
+        self,
+        env_id: str,
+        frame_stack: int,
+        max_episode_steps: int | None,
+        render_profile: str,
+        resolution: int | None,
     ) -> None:
         self._env = make_env(
             env_id,
             frame_stack=frame_stack,
             max_episode_steps=max_episode_steps,
             render_profile=render_profile,
+            resolution=resolution,
         )
         self._own, self._pixels = is_own(env_id), env_id.startswith("visual-")
 
@@ -218,6 +241,12 @@ class _EnvServer:
         frame: np.ndarray = (self._env if self._own else self._env.unwrapped).render()
         scale = _VIDEO_SCALE if self._pixels else 1
         return frame.repeat(scale, axis=0).repeat(scale, axis=1)
+
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        return state_shapes(self._env)
+
+    def draw(self, state: Mapping[str, np.ndarray]) -> np.ndarray:
+        return draw_state(self._env, state)
 
     def close(self) -> None:
         self._env.close()
