@@ -40,6 +40,7 @@ ONE_LAZY_HOME = ("wandb", "ogbench", "timm", "kornia", "minari")
 TORCH_FREE = (
     *("types", "seeding", "tasks", "envs"),
     *(f"datasets.{name}" for name in ("store", "transitions", "sampler", "relabel", "collect")),
+    "datasets.divergence",
 )
 
 
