@@ -35,7 +35,10 @@ MAY_IMPORT = {
 }
 """What each part of the package may import, besides itself."""
 
-ONE_LAZY_HOME = ("wandb", "ogbench", "timm", "kornia", "minari")
+ONE_LAZY_HOME = (
+    *("wandb", "ogbench", "timm", "kornia"),
+    *("gymnasium_robotics", "h5py", "minari"),
+)
 
 TORCH_FREE = (
     *("types", "seeding", "tasks", "envs"),

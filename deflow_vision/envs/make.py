@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import gymnasium
 
+from deflow_vision.envs.d4rl import make_d4rl
 from deflow_vision.envs.own import is_own, make_own_env
 from deflow_vision.envs.rendering import check_profile, worker_variables
 from deflow_vision.envs.wrappers import ClipAction, FrameStack, SeededReset
-from deflow_vision.tasks import nearest
+from deflow_vision.tasks import d4rl_task, nearest
 from deflow_vision.types import UserError
 
 
@@ -32,8 +33,8 @@ def make_env(
 
     Args:
         env_id: a task's full id, with the dataset's type or without it
-            ("cube-double-play-singletask-task2-v0", "cube-double-singletask-task2-v0"); or
-            `module:factory`, see `own.make_own_env`.
+            ("cube-double-play-singletask-task2-v0", "cube-double-singletask-task2-v0",
+            "antmaze-umaze-v2"); or `module:factory`, see `own.make_own_env`.
         frame_stack: observations stacked along the last axis.
         max_episode_steps: time limit; by default the environment's own.
         render_profile: how frames are drawn, see `rendering.RENDER_PROFILES`.
@@ -49,8 +50,13 @@ def make_env(
     """
     if is_own(env_id):
         return make_own_env(env_id, frame_stack=frame_stack, max_episode_steps=max_episode_steps)
-    limit = {"max_episode_steps": max_episode_steps}
-    env = _make_ogbench(registered_id(env_id), render_profile, resolution, **limit)
+    task = d4rl_task(env_id)
+    if task is not None:
+        env = SeededReset(make_d4rl(task, max_episode_steps))
+    else:
+        name = registered_id(env_id)
+        limit = {"max_episode_steps": max_episode_steps}
+        env = _make_ogbench(name, render_profile, resolution, **limit)
     return FrameStack(ClipAction(env), frame_stack)
 
 
