@@ -8,22 +8,18 @@ function of (seed, split, i): the same store whatever the number of processes.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import os
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 
-from deflow_vision import __version__
 from deflow_vision.datasets.episodes import Episode, write_episodes
 from deflow_vision.datasets.relabel import environment_of, read_goals
 from deflow_vision.datasets.schema import ZSTD_LEVEL
 from deflow_vision.datasets.store import StoreWriter, refuse_existing
+from deflow_vision.datasets.workers import in_order, start_workers, versions
 from deflow_vision.envs.make import make_collection_env, make_oracles
-from deflow_vision.envs.rendering import NO_DRAWING, check_profile, probe, worker_variables
-from deflow_vision.envs.worker import Worker
+from deflow_vision.envs.rendering import NO_DRAWING, check_profile, worker_variables
 from deflow_vision.seeding import derive_seed
 from deflow_vision.tasks import resolve_dataset
 from deflow_vision.types import UserError
@@ -89,19 +85,15 @@ def collect(
         )
     pixels = name.startswith("visual-")
     variables = worker_variables(pixels=True) if pixels else NO_DRAWING
-    if num_processes is not None and num_processes < 1:
-        raise UserError(f"{num_processes} worker processes: it must be 1 or more.")
-    num_workers = min(num_processes or len(os.sched_getaffinity(0)), episodes + val_episodes)
     with contextlib.ExitStack() as stack:
-        workers = [
-            stack.enter_context(
-                Worker(
-                    *(Collector, name, kind, seed, episode_states, render_profile),
-                    variables=variables,
-                )
+        workers = stack.enter_context(
+            start_workers(
+                *(Collector, name, kind, seed, episode_states, render_profile),
+                variables=variables,
+                num_processes=num_processes,
+                num_episodes=episodes + val_episodes,
             )
-            for _ in range(num_workers)
-        ]
+        )
         goals = read_goals(name)
         numbers = {"train": episodes, "val": val_episodes}
         writer = stack.enter_context(
@@ -110,7 +102,7 @@ def collect(
                 source=f"collected with OGBench's {kind} oracles",
                 env_id=resolve_dataset(dataset).dataset,
                 seeds={"collect": seed},
-                versions=_versions(pixels),
+                versions=versions(pixels=pixels),
                 render_profile=render_profile if pixels else None,
                 compression_level=compression_level,
                 goals=list(goals),
@@ -123,22 +115,8 @@ def collect(
             for split, number in numbers.items()
             for index in range(writer.episodes_done(split), number)
         ]
-        made = _in_order(workers, jobs)
+        made = in_order(workers, jobs)
         write_episodes(writer, goals, made, total=episodes + val_episodes, title=dataset)
-
-
-def _in_order(
-    workers: Sequence[Worker], jobs: Sequence[tuple[str, int]]
-) -> Iterator[tuple[str, Episode]]:
-    """The episodes of `jobs` in order, each worker making every len(workers)-th of them."""
-    for worker, job in zip(workers, jobs, strict=False):
-        worker.send("episode", *job)
-    for number, (split, _) in enumerate(jobs):
-        worker = workers[number % len(workers)]
-        episode = worker.receive()
-        if number + len(workers) < len(jobs):
-            worker.send("episode", *jobs[number + len(workers)])
-        yield split, episode
 
 
 class Collector:
@@ -257,13 +235,3 @@ def _collectable(dataset: str) -> tuple[str, Literal["play", "noisy"]]:
             f"  python scripts/data.py convert FILE --path data/{task.dataset}.zarr"
         )
     return environment_of(task.dataset), cast(Literal["play", "noisy"], kind)
-
-
-def _versions(pixels: bool) -> dict[str, str]:
-    """Versions of what made the data, and the OpenGL that drew it."""
-    versions = {name: importlib.metadata.version(name) for name in ("ogbench", "mujoco")}
-    versions["deflow-vision"] = __version__
-    if pixels:
-        backend = probe()
-        versions["renderer"] = f"{backend.name}, {backend.vendor}, {backend.renderer}"
-    return versions
