@@ -42,6 +42,7 @@ class Task:
             normalized score; None where results are success rates.
         deviation: how our environment differs from the one that the task is named after; empty
             where it is that one.
+        domain: what DeFlow's rule for `target_divergence` takes it for; None where nobody said.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Task:
     reward_shift: float = 0.0
     reference_scores: tuple[float, float] | None = None
     deviation: str = ""
+    domain: Literal["manipulation", "navigation"] | None = None
 
     @property
     def goal_key(self) -> str:
@@ -243,6 +245,7 @@ def _make(
         reward_shift=row.get("reward_shift", 0.0),
         reference_scores=tuple(row["reference_scores"]) if "reference_scores" in row else None,
         deviation=row.get("deviation", ""),
+        domain=row.get("domain", table["domain"]),
     )
 
 

@@ -151,3 +151,10 @@ def test_ogbench_registers_every_task_with_our_time_limit():
     for task in tasks.all_tasks():
         if task.suite == "ogbench":
             assert limits[f"{task.family}-singletask-{task.goal}-v0"] == str(task.max_episode_steps)
+
+
+def test_mazes_and_football_are_navigation_and_hands_and_arms_are_manipulation():
+    walkers = ("ant", "humanoid", "d4rl-antmaze")
+    for task in all_tasks():
+        navigates = task.family.startswith(walkers)
+        assert task.domain == ("navigation" if navigates else "manipulation"), task.name
