@@ -162,6 +162,15 @@ def test_flags_reach_the_agent_and_the_encoder():
     assert (config.data.augment.kornia, config.agent.normalize_q_loss) == (("grayscale",), False)
 
 
+def test_the_target_divergence_may_be_left_to_the_data(layer):
+    task = ["--task", "scene-play"]
+    from_file = ["--config", layer("agent: {target_divergence: auto}")]
+    for argv in (["--agent.target-divergence", "auto"], from_file):
+        config = load([*task, *argv])
+        assert config.agent.target_divergence == "auto"
+        assert "target_divergence: auto\n" in to_yaml(config)
+
+
 def test_a_config_file_may_name_the_task_and_a_flag_overrides_it(layer):
     path = layer("{task: scene-play, seed: 4}")
     assert compose(files=[Path(path)]).task == "scene-play-task2"
@@ -266,6 +275,7 @@ def test_a_command_line_that_cannot_be_used_names_the_way_out(argv, words, capsy
         ("agent: {target_div: 1}", "unknown key 'agent.target_div'. Nearest: target_divergence"),
         ("encoder: {sharing: both}", "encoder.sharing is 'both'. Valid: separate, shared."),
         ("seed: 1.5", "seed is 1.5 (float), must be a int"),
+        ("agent: {target_divergence: all}", "is 'all', must be float or auto"),
         ("eval: {at_start: 1}", "eval.at_start is 1 (int), must be a bool"),
         ("log: 3", "log is 3, must be a mapping"),
         ("data: {augment: {probability: 2}}", "augment probability is 2.0"),
@@ -322,6 +332,7 @@ def test_a_resumed_run_accepts_its_own_task_and_seed_again(run):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--agent.target-divergence", "auto"], "agent.target_divergence 0.001"),
         (["--seed", "4"], "started with seed 3, the command line asks for 4"),
         (["--agent.lr", "1e-4"], "started with agent.lr 0.0003, the command line asks for 0.0001"),
         (["--task", "scene-play"], "started with task 'cube-double-play-task2'"),

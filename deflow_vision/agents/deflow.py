@@ -18,7 +18,7 @@ Deviations from the reference:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +44,9 @@ from deflow_vision.types import Batch, Spec, UserError
 class DeFlowConfig:
     """Hyper-parameters of DeFlow."""
 
-    target_divergence: float = 0.001
-    """delta: the mean squared refinement, over samples and action dimensions, to hold."""
+    target_divergence: float | Literal["auto"] = 0.001
+    """delta: the mean squared refinement, over samples and action dimensions, to hold. auto: what
+    the dataset suggests, as `scripts/data.py suggest-delta` shows."""
     discount: float = 0.99
     """gamma."""
     q_agg: Aggregation = "mean"
@@ -71,7 +72,7 @@ class DeFlowConfig:
 
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
-        if self.target_divergence <= 0:
+        if self.target_divergence != "auto" and not self.target_divergence > 0:
             raise UserError(f"target_divergence is {self.target_divergence}, must be positive")
         if not 0 < self.discount < 1:
             raise UserError(f"discount is {self.discount}, must lie in (0, 1)")
@@ -105,6 +106,11 @@ class DeFlow(Agent):
 
     def __init__(self, spec: Spec, config: DeFlowConfig, encoder_config: EncoderConfig) -> None:
         super().__init__(spec, config, encoder_config)
+        if config.target_divergence == "auto":
+            raise UserError(
+                "target_divergence is auto: training puts the data's number in its place"
+            )
+        self.target_divergence = config.target_divergence
         self.encoder = ObservationEncoder(spec, encoder_config, ("critic", "flow", "refinement"))
         dims = (self.encoder.feature_dim, spec.action_dim, config.hidden_dims)
         self.critic = Critic(*dims, num_critics=config.num_critics)
@@ -183,7 +189,7 @@ class DeFlow(Agent):
         losses = {"actor/q_loss": q_loss}
         if config.use_lagrange:
             alpha = self.log_alpha.exp()
-            slack = divergence.detach() - config.target_divergence
+            slack = divergence.detach() - self.target_divergence
             losses["alpha/loss"] = -self.log_alpha * slack
         else:
             alpha = torch.full_like(divergence, config.alpha)

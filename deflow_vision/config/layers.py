@@ -6,6 +6,7 @@ import dataclasses
 import re
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -117,8 +118,13 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and types.NoneType in args:
             return None
-        (kind,) = (arg for arg in args if arg is not types.NoneType)
-        return _convert(value, kind, where)
+        kinds = [arg for arg in args if arg is not types.NoneType]
+        if len(kinds) == 1:
+            return _convert(value, kinds[0], where)
+        for kind in kinds:
+            with suppress(ConfigError):
+                return _convert(value, kind, where)
+        raise ConfigError(f"{where} is {value!r}, must be {' or '.join(map(_name, kinds))}")
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{where} is {value!r}. {nearest(str(value), map(str, args))}")
@@ -131,8 +137,14 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return Path(value)
     if isinstance(kind, type) and type(value) is kind:
         return value
-    name = "list" if origin is tuple else getattr(kind, "__name__", str(kind))
-    raise ConfigError(f"{where} is {value!r} ({type(value).__name__}), must be a {name}")
+    raise ConfigError(f"{where} is {value!r} ({type(value).__name__}), must be a {_name(kind)}")
+
+
+def _name(kind: Any) -> str:
+    """What a person would write for a field of this type."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    return "list" if get_origin(kind) is tuple else getattr(kind, "__name__", str(kind))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

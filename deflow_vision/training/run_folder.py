@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +26,13 @@ PACKAGES = (
 )
 
 
-def create_run_folder(run_dir: Path, config: TrainConfig, store: Store, spec: Spec) -> None:
+def create_run_folder(
+    run_dir: Path,
+    config: TrainConfig,
+    store: Store,
+    spec: Spec,
+    divergence: Mapping[str, Any] | None = None,
+) -> None:
     """Make the folder of a new run.
 
     Args:
@@ -33,6 +40,7 @@ def create_run_folder(run_dir: Path, config: TrainConfig, store: Store, spec: Sp
         config: the resolved configuration.
         store: the dataset.
         spec: what the agent was built for.
+        divergence: how the data's `target_divergence` was found, where it was.
 
     Raises:
         UserError: the folder holds a run already.
@@ -53,6 +61,8 @@ def create_run_folder(run_dir: Path, config: TrainConfig, store: Store, spec: Sp
             "render_profile": store.attributes["render_profile"],
         },
     }
+    if divergence:
+        record["target_divergence"] = dict(divergence)
     write_atomically(run_dir / "environment.json", json.dumps(record, indent=2) + "\n")
 
 

@@ -26,6 +26,7 @@ from deflow_vision.training import checkpoint
 from deflow_vision.training.checkpoint import Checkpoint
 from deflow_vision.training.dataset import make_spec, open_task_store
 from deflow_vision.training.devices import make_accelerator
+from deflow_vision.training.divergence import settle_divergence
 from deflow_vision.training.evaluation import Evaluator
 from deflow_vision.training.feed import Feed
 from deflow_vision.training.logger import RunLogger
@@ -49,6 +50,7 @@ class Setup:
         resumed: whether the run existed before.
         resume_from: the checkpoint to continue from, None to begin at the first update.
         identity: what a checkpoint must have in common with this run.
+        divergence: how the data's `target_divergence` was found; empty where it was given.
         closing: what is closed at the end.
     """
 
@@ -61,6 +63,7 @@ class Setup:
     resumed: bool
     resume_from: Checkpoint | None
     identity: dict[str, Any]
+    divergence: dict[str, Any]
     closing: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -74,7 +77,7 @@ class Setup:
             if self.resumed:
                 write_atomically(self.run_dir / "config.yaml", to_yaml(self.config))
             else:
-                create_run_folder(self.run_dir, self.config, self.store, self.spec)
+                create_run_folder(self.run_dir, self.config, self.store, self.spec, self.divergence)
         self.accelerator.wait_for_everyone()
 
     @property
@@ -189,6 +192,7 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
         store = open_task_store(config, task)
     else:
         task, store = open_own_task(config)
+    config, divergence = settle_divergence(config, task, store, accelerator)
     frame_stack = config.data.frame_stack or (3 if store.train.pixels else 1)
     resumed = config.resume is not None
     run_dir = config.resume or config.run_dir or default_run_dir(config, datetime.now())
@@ -238,6 +242,7 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
         resumed=resumed,
         resume_from=resume_from,
         identity=identity(config, store),
+        divergence=divergence,
     )
     with setup.closing:
         yield setup

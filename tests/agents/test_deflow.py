@@ -7,6 +7,7 @@ import torch
 
 from deflow_vision.agents.deflow import DeFlowConfig
 from deflow_vision.networks.encoders import EncoderConfig, ObservationEncoder
+from deflow_vision.types import UserError
 from tests.agents.conftest import SPECS, make_agent, make_batch, make_noises
 
 NETWORKS = ("critic", "target_critic", "bc_flow", "refinement", "log_alpha")
@@ -212,11 +213,22 @@ def test_the_target_critic_reads_a_slow_copy_of_the_critics_encoder(sharing):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("target_divergence", 0.0), ("discount", 1.0), ("tau", 0.0), ("flow_steps", 0)],
+    [
+        ("target_divergence", 0.0),
+        ("target_divergence", float("nan")),
+        ("discount", 1.0),
+        ("tau", 0.0),
+        ("flow_steps", 0),
+    ],
 )
 def test_values_without_a_meaning_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=field):
         DeFlowConfig(**{field: value})
+
+
+def test_a_divergence_left_to_the_data_must_be_a_number_before_there_is_an_agent():
+    with pytest.raises(UserError, match="training puts the data's number in its place"):
+        make_agent("state", target_divergence="auto")
 
 
 def test_an_unknown_head_is_refused_by_name():
