@@ -421,3 +421,46 @@ def test_accelerate_accepts_its_config(name):
 
     loaded = load_config_from_file(str(configs_root() / "accelerate" / f"{name}.yaml"))
     assert loaded.num_machines == (2 if name == "multi-node" else 1)
+
+
+def test_an_own_environment_takes_no_published_settings_and_names_its_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEFLOW_DATA", "/stores")
+    config = load(["--env", "my_package.mine:make", "--agent.discount", "0.9"])
+    assert (config.env, config.task) == ("my_package.mine:make", "my_package.mine.make")
+    assert config.data.path == Path("/stores/my_package.mine.make.zarr")
+    assert (config.agent.discount, config.agent.target_divergence) == (
+        0.9,
+        AGENTS["deflow"].Config().target_divergence,
+    )
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert from_yaml(tmp_path / "config.yaml") == config
+
+
+def test_an_own_environment_may_stand_in_a_file_under_a_name_of_its_own(layer):
+    path = layer("{env: 'mine:make', task: pusher, data: {path: x.zarr}}")
+    config = load(["--config", path])
+    assert (config.env, config.task, config.data.path) == ("mine:make", "pusher", Path("x.zarr"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--env", "mine"], "env is 'mine': write module:factory"),
+        (["--env", "my/env.py:make"], "env is 'my/env.py:make': write module:factory"),
+        (
+            ["--env", "mine:make", "--task", "scene-play"],
+            "'scene-play' is a published task: with --env mine:make, give it another name",
+        ),
+        (["--env", "mine:make", "--task", "../x"], "the task's name '../x' must have letters"),
+    ],
+)
+def test_an_own_environment_that_cannot_be_named_is_refused(argv, words, capsys):
+    assert words in refusal(argv, capsys)
+
+
+def test_a_resumed_run_keeps_its_environment(run, capsys):
+    config = load(["--env", "mine:make", "--task", "pusher"])
+    (run / "config.yaml").write_text(to_yaml(config))
+    assert load(["--resume", str(run), "--task", "pusher", "--env", "mine:make"]).task == "pusher"
+    said = refusal(["--resume", str(run), "--env", "yours:make"], capsys)
+    assert "started with env 'mine:make', the command line asks for 'yours:make'" in said
