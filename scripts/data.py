@@ -1,9 +1,12 @@
-"""Datasets: `python scripts/data.py collect|download|convert|info|verify [--help]`."""
+"""Datasets: `python scripts/data.py COMMAND [--help]`.
+
+COMMAND is collect, download, convert, info, verify or suggest-delta.
+"""
 
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -124,6 +127,37 @@ def verify(path: Folder) -> None:
     print(f"{path}: every array matches its digest.")
 
 
+def suggest_delta(
+    path: Folder,
+    k: int = 5,
+    samples: int = 10_000,
+    seed: int = 0,
+    metric: Literal["standardised", "raw"] = "standardised",
+    plot: Path | None = None,
+) -> None:
+    """Suggest DeFlow's target_divergence: how much the actions around a state differ in a store.
+
+    Args:
+        path: the store's folder.
+        k: nearest states whose actions are compared.
+        samples: states to look around; the neighbours are searched in the whole training split.
+        seed: of the sample.
+        metric: Euclidean distance, with every dimension divided by its standard deviation or not.
+        plot: a PNG file for the distribution over states.
+    """
+    from rich.console import Console
+
+    from deflow_vision.analysis.variance import Suggestion
+
+    if plot is not None and plot.suffix != ".png":
+        raise UserError(f"--plot {plot}: the picture is a PNG, name a .png file")
+    suggestion = Suggestion.of(path, k=k, samples=samples, seed=seed, metric=metric)
+    Console().print(suggestion.table())
+    print("\n".join(suggestion.lines()))
+    if plot is not None:
+        print(f"distribution: {suggestion.plot(plot)}")
+
+
 def _default_path(dataset: str) -> Path:
     return data_root() / f"{resolve_dataset(dataset).dataset}.zarr"
 
@@ -136,6 +170,7 @@ def main() -> None:
         "convert": convert,
         "info": info,
         "verify": verify,
+        "suggest-delta": suggest_delta,
     }
     try:
         tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)

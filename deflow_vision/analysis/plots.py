@@ -85,7 +85,7 @@ def learning_curves(run_dir: Path) -> list[Path]:
             axis.remove()
         words = [config.get("task"), config.get("algo"), f"seed {config.get('seed')}"]
         figure.suptitle("  ·  ".join(map(str, words)) if config else run_dir.name, fontsize=11)
-        return [_save(figure, run_dir / "plots" / "learning_curves.png")]
+        return [save_figure(figure, run_dir / "plots" / "learning_curves.png")]
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -220,8 +220,9 @@ def _curve(axis: Axes, train: pd.DataFrame, key: str, title: str, log: bool = Fa
     axis.set_title(title)
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(exist_ok=True)
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as a PNG file, whole or not at all; gives the path back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.partial-{os.getpid()}.png")
     figure.savefig(part, dpi=150)
     os.replace(part, path)

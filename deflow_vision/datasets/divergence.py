@@ -48,12 +48,14 @@ class ActionVariance:
         per_state: variance of the neighbours' actions, mean over dimensions, of each sampled
             state, (S,).
         standard_error: of `iav`, from the sampling of states; None with a single episode.
-        definition: which neighbours, in which metric, in words.
+        neighbours: whose actions are compared, in words.
+        metric: how near is measured.
     """
 
     per_state: np.ndarray = field(repr=False)
     standard_error: float | None
-    definition: str
+    neighbours: str
+    metric: Metric
 
     @property
     def iav(self) -> float:
@@ -124,7 +126,7 @@ def action_variance(
         taken = actions[np.take_along_axis(near, first, axis=1)].clip(-1, 1)  # (S, k, A)
         per_state = taken.var(axis=1, dtype=np.float64).mean(axis=1)
         error = _standard_error(per_state, episodes, draw)
-        answers.append(ActionVariance(per_state, error, _words(k, least, metric)))
+        answers.append(ActionVariance(per_state, error, _words(k, least), metric))
     return answers
 
 
@@ -173,8 +175,7 @@ def _standard_error(
     return float(((weights @ sums) / (weights @ counts)).std())
 
 
-def _words(k: int, least: int, metric: Metric) -> str:
-    kind = {0: f"{k} nearest, itself among them", 1: f"{k} nearest others"}.get(
-        least, f"{k} nearest that are not within {least - 1} steps of it"
-    )
-    return f"{kind}; {metric} distance"
+def _words(k: int, least: int) -> str:
+    if least == 0:
+        return f"{k} nearest, itself included"
+    return f"{k} nearest others" + (f", none within {least - 1} steps" if least > 1 else "")

@@ -70,5 +70,6 @@ def _derive(task: Task, store: Store) -> dict[str, Any]:
         "action_variance": found.iav,
         "standard_error": found.standard_error,
         "sampled_states": len(found.per_state),
-        "neighbours": found.definition,
+        "neighbours": found.neighbours,
+        "metric": found.metric,
     }

@@ -52,7 +52,7 @@ def drawn(run_dir, monkeypatch):
         figures.append(figure)
         return path
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save_figure", keep)
     learning_curves(run_dir)
     (figure,) = figures
     assert isinstance(figure, Figure)

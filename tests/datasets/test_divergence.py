@@ -92,3 +92,72 @@ def test_units_of_the_states_do_not_matter_unless_asked_for():
             action_variance(x, actions, ends, metric=metric)[0].iav for x in (states, scaled)
         )
         assert (one == pytest.approx(other, rel=1e-4)) == same
+
+
+def test_the_sample_is_a_function_of_the_seed_and_of_no_more_states_than_there_are():
+    states, actions, ends = made(np.random.default_rng(2))
+    few = [action_variance(states, actions, ends, samples=20, seed=s)[0] for s in (0, 0, 1)]
+    np.testing.assert_array_equal(few[0].per_state, few[1].per_state)
+    assert few[0].standard_error == few[1].standard_error
+    assert few[0].iav != few[2].iav
+    assert len(few[0].per_state) == 20
+    assert len(action_variance(states, actions, ends)[0].per_state) == 54
+
+
+def test_the_standard_error_is_the_spread_over_samples_of_correlated_states():
+    # Each episode has noise of its own size, so that its states tell the same tale.
+    rng = np.random.default_rng(0)
+    ends = np.arange(1, 301) * 21
+    states = np.repeat(np.arange(300.0), 21)[:, None] * 9 + rng.uniform(size=(ends[-1], 1))
+    actions = rng.normal(size=(ends[-1], 2)) * np.repeat(rng.uniform(0, 0.3, 300), 21)[:, None]
+    found = [
+        action_variance(states[s], actions[s], ends[:50], metric="raw")[0]
+        for s in (slice(i * 1050, (i + 1) * 1050) for i in range(6))
+    ]
+    spread = np.std([each.iav for each in found], ddof=1)
+    claimed = np.mean([each.standard_error for each in found])
+    assert 0.4 < spread / claimed < 2.0
+
+
+def test_a_single_episode_has_no_standard_error():
+    states, actions, ends = made(np.random.default_rng(0), lengths=(30,))
+    assert action_variance(states, actions, ends)[0].standard_error is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"apart": (0, 30)}, "54 transitions are too few for 5 neighbours 30 steps apart"),
+        ({"k": 1}, "k is 1"),
+        ({"samples": 0}, "samples 0"),
+    ],
+)
+def test_a_search_without_an_answer_is_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        action_variance(*made(np.random.default_rng(0)), **options)
+
+
+def test_pixels_are_searched_in_the_simulators_state(make_store):
+    split = open_store(make_store(lengths=(6, 4))).train
+    states = simulator_states(split)
+    assert states.dtype == np.float32
+    np.testing.assert_array_equal(states, np.repeat(np.arange(10.0)[:, None], 3, 1))
+
+
+def test_states_are_searched_as_they_are_observed(make_store):
+    split = open_store(make_store(pixels=False)).train
+    np.testing.assert_array_equal(simulator_states(split), split.observations[:])
+
+
+def test_pixels_alone_are_refused(tmp_path):
+    path = tmp_path / "pixels.zarr"
+    with StoreWriter(
+        path,
+        **{"source": "test", "env_id": "visual-test-v0", "seeds": {"train": 0}},
+        observation_shape=(4, 6, 3),
+        observation_dtype="uint8",
+        action_dim=2,
+    ) as writer:
+        writer.append_episode("train", np.zeros((5, 4, 6, 3), np.uint8), np.zeros((4, 2)))
+    with pytest.raises(UserError, match=r"without qpos.*a number"):
+        simulator_states(open_store(path).train)

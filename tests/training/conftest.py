@@ -13,7 +13,7 @@ from deflow_vision.datasets.store import StoreWriter
 TASKS = {"state": "cube-single-play-task1", "pixels": "visual-cube-single-play-task1"}
 
 
-def write_task_store(path: Path, kind: str, lengths=(14, 9, 11)) -> Path:
+def write_task_store(path: Path, kind: str, lengths=(14, 9, 11), env_id=None) -> Path:
     """A store that passes for cube-single-play: random numbers, right shapes."""
     rng = np.random.default_rng(0)
     prefix = "visual-" if kind == "pixels" else ""
@@ -21,7 +21,7 @@ def write_task_store(path: Path, kind: str, lengths=(14, 9, 11)) -> Path:
     with StoreWriter(
         path,
         source="test",
-        env_id=f"{prefix}cube-single-play-v0",
+        env_id=env_id or f"{prefix}cube-single-play-v0",
         seeds={"train": 0},
         observation_shape=shape,
         observation_dtype="uint8" if kind == "pixels" else "float32",
