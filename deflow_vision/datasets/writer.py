@@ -62,6 +62,7 @@ class StoreWriter:
             "default" where there is only one.
         versions: versions of the programs that made the data.
         render_profile: the renderer's settings, for pixels.
+        notes: what a reader of its card should know besides, a sentence or two each.
         chunk: frames a chunk; by default 3 MiB of them.
         compression_level: zstd's, 1 to 22; 19 makes frames 15% smaller, for 8 ms a frame.
         plan: what decides the content besides these arguments, any JSON value: numbers of
@@ -86,6 +87,7 @@ class StoreWriter:
         goals: Sequence[str] = (),
         versions: Mapping[str, str] | None = None,
         render_profile: str | None = None,
+        notes: Sequence[str] = (),
         chunk: int | None = None,
         compression_level: int = ZSTD_LEVEL,
         plan: Any = None,
@@ -117,6 +119,7 @@ class StoreWriter:
             "seeds": seeds,
             "versions": dict(versions or {}),
             "render_profile": render_profile,
+            "notes": list(notes),
         }
         self._plan = plan
         job = {"columns": self._columns, "chunk": chunk, "compression_level": compression_level}
@@ -252,10 +255,7 @@ class StoreWriter:
                 self._partial.wait()
         kept = not isinstance(error, UserError) and self._partial.has_progress()
         if kept:
-            _log.warning(
-                "%s is kept: the same command goes on from there; delete it to start over",
-                self._partial.folder,
-            )
+            _log.warning("%s is kept: the same command goes on from there", self._partial.folder)
         else:
             self._partial.remove()
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
