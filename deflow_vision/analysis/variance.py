@@ -51,10 +51,10 @@ class Suggestion:
 
         Args:
             path: the store's folder.
-            k: as `action_variance` takes it.
-            samples: likewise.
-            seed: likewise.
-            metric: likewise.
+            k: neighbours of a state; this and the rest as `action_variance` takes them.
+            samples: states to sample.
+            seed: of the sample.
+            metric: how near is measured.
 
         Raises:
             UserError: no such store, a damaged one, or one without an answer.
@@ -131,11 +131,16 @@ class Suggestion:
         with mpl.rc_context(STYLE):  # type: ignore[arg-type]
             figure = Figure(figsize=(6.4, 4.0), layout="constrained")
             axis = figure.subplots()
-            shapes = ({"alpha": 0.35}, {"histtype": "step"})
-            for each, shape in zip((rule, apart), shapes, strict=True):
-                values = each.per_state.clip(low, 1)
+            for each, filled in ((rule, True), (apart, False)):
                 axis.hist(
-                    values, bins, weights=weights, color=TRAIN, label=each.neighbours, **shape
+                    each.per_state.clip(low, 1),
+                    bins.tolist(),
+                    weights=weights,
+                    histtype="stepfilled",
+                    fill=filled,
+                    color=TRAIN,
+                    alpha=0.35 if filled else 1,
+                    label=each.neighbours,
                 )
             axis.axvline(rule.iav, color=TRAIN, label=f"IAV {rule.iav:.3g}, the mean")
             for domain, delta in self.suggested.items():
