@@ -57,12 +57,15 @@ def collect(
     print(f"{path} is complete; `python scripts/data.py info {path}` shows what it holds.")
 
 
-def download(dataset: Name, path: Path | None = None) -> None:
-    """Download an OGBench dataset's files and convert them into a store.
+def download(dataset: Name, path: Path | None = None, offline: bool = False) -> None:
+    """Download an OGBench or D4RL dataset's files and convert them into a store.
+
+    Files go to downloads/ beside the store; their digests are recorded, and checked ever after.
 
     Args:
-        dataset: such as cube-double-play or visual-scene-play.
+        dataset: such as cube-double-play, visual-scene-play or pen-human-v1.
         path: the store's folder; by default <dataset>.zarr in $DEFLOW_DATA, or data/.
+        offline: take the files that are there, and do not touch the network.
     """
     from deflow_vision.datasets.convert import convert as convert_file
     from deflow_vision.datasets.download import download as download_files
@@ -71,7 +74,7 @@ def download(dataset: Name, path: Path | None = None) -> None:
     path = path or _default_path(dataset)
     refuse_existing(path)
     folder = path.parent / "downloads"
-    files = download_files(dataset, folder)
+    files = download_files(dataset, folder, offline=offline)
     convert_file(files[0], path, dataset)
     print(f"{path} is complete; `python scripts/data.py info {path}` shows what it holds.")
     print(f"The files it was made from are in {folder}; training does not need them.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deflow_vision.datasets.download import check_recorded
 from deflow_vision.datasets.ogbench_npz import convert_npz
 
 
@@ -17,6 +18,8 @@ def convert(source: Path, path: Path, dataset: str | None = None) -> None:
 
     Raises:
         UserError: no dataset has that name.
+        DownloadError: the source has changed since it was downloaded.
         StoreError: `path` exists, or the source is missing, damaged or of another dataset.
     """
+    check_recorded(source)
     convert_npz(source, path, dataset)
