@@ -1,7 +1,6 @@
 """What `suggest-delta` says of a dataset."""
 
-import subprocess
-import sys
+import runpy
 from io import StringIO
 from pathlib import Path
 
@@ -83,17 +82,28 @@ def test_actions_without_any_variance_are_drawn_too(tmp_path):
     assert found.plot(tmp_path / "delta.png").exists()
 
 
-def test_the_command_line_suggests_and_draws(tmp_path):
+@pytest.fixture
+def data_script(monkeypatch):
+    """Run `scripts/data.py` with arguments, in this process, which has the libraries loaded."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["data.py", *map(str, arguments)])
+        runpy.run_path(str(ROOT / "scripts" / "data.py"), run_name="__main__")
+
+    return run
+
+
+def test_the_command_line_suggests_and_draws(data_script, tmp_path, capsys):
     path = write_task_store(tmp_path / "store.zarr", "state")
-    command = [sys.executable, "scripts/data.py", "suggest-delta", str(path), "--plot"]
-    run = subprocess.run(
-        [*command, str(tmp_path / "a.png")], cwd=ROOT, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    assert "0.1 x IAV, manipulation" in run.stdout
-    assert (tmp_path / "a.png").exists()
-    refused = subprocess.run(
-        [*command, str(tmp_path / "a.pdf")], cwd=ROOT, capture_output=True, text=True
-    )
-    assert refused.returncode == 2
-    assert "name a .png file" in refused.stderr
+    data_script("suggest-delta", path, "--plot", tmp_path / "new" / "delta.png")
+    said = capsys.readouterr().out
+    assert "0.1 x IAV, manipulation" in said
+    assert "published: 0.001" in said
+    assert (tmp_path / "new" / "delta.png").exists()
+
+
+def test_a_picture_of_another_kind_is_refused_before_the_search(data_script, tmp_path, capsys):
+    with pytest.raises(SystemExit) as refused:
+        data_script("suggest-delta", tmp_path / "no.zarr", "--plot", tmp_path / "delta.pdf")
+    assert refused.value.code == 2
+    assert "name a .png file" in capsys.readouterr().err
