@@ -80,38 +80,48 @@ def download(dataset: Name, path: Path | None = None, offline: bool = False) -> 
     print(f"The files it was made from are in {folder}; training does not need them.")
 
 
-def convert(file: Folder, dataset: str | None = None, path: Path | None = None) -> None:
-    """Convert an OGBench .npz file, and the -val file beside it, into a store.
+def convert(source: Name, dataset: str | None = None, path: Path | None = None) -> None:
+    """Convert a dataset that you have, of OGBench, D4RL or Minari, into a store.
 
     Args:
-        file: the training file, <dataset>.npz.
+        source: OGBench's <dataset>.npz, with its -val file beside it; D4RL's <dataset>.hdf5; or
+            minari:<id>, such as minari:D4RL/pen/human-v2, a dataset in Minari's local folder.
         dataset: the dataset's name; by default the file's.
         path: the store's folder; by default <dataset>.zarr in $DEFLOW_DATA, or data/.
     """
-    from deflow_vision.datasets.convert import convert as convert_file
+    from deflow_vision.datasets.convert import convert as convert_source
 
-    path = path or _default_path(dataset or file.stem)
-    convert_file(file, path, dataset)
+    path = convert_source(source, path, dataset)
     print(f"{path} is complete; `python scripts/data.py info {path}` shows what it holds.")
 
 
-def info(path: Folder, sheet: Path | None = None) -> None:
-    """Print the dataset card of a store: counts, rewards and success of each goal, sizes, origin.
+def info(path: Folder, sheet: Path | None = None, video: Path | None = None) -> None:
+    """Print the dataset card of a store: origin, counts, rewards and masks of each goal, sizes.
 
     Args:
         path: the store's folder.
-        sheet: a PNG file for twelve frames of the first episode, of a pixel dataset.
+        sheet: a PNG file for frames of four episodes, a row each, of a pixel dataset.
+        video: an MP4 file for its first episode, in 300 frames where it has more.
     """
     from rich.console import Console
 
-    from deflow_vision.datasets.card import card, first_episode_frames
+    from deflow_vision.datasets.card import card, film_frames, sheet_frames
 
+    for file, suffix in ((sheet, ".png"), (video, ".mp4")):
+        if file is not None and file.suffix != suffix:
+            raise UserError(f"{file}: name a {suffix} file")
     Console().print(card(path))
     if sheet is not None:
         from deflow_vision.training.video import contact_sheet
 
-        contact_sheet(sheet, first_episode_frames(path))
+        frames = sheet_frames(path)
+        contact_sheet(sheet, frames, num_pictures=len(frames))
         print(f"frames: {sheet}")
+    if video is not None:
+        from deflow_vision.training.video import write_video
+
+        write_video(video, film_frames(path), fps=20)
+        print(f"video: {video}")
 
 
 def verify(path: Folder) -> None:

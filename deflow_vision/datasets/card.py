@@ -1,34 +1,28 @@
-"""The dataset card: what a store holds, in figures a researcher asks for first."""
+"""The dataset card: what a store holds, in figures a researcher asks for first, and in pictures."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Group
+from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Column, Table
+from rich.text import Text
 
 from deflow_vision.datasets.schema import read_rows
 from deflow_vision.datasets.store import Split, Store, open_store
 from deflow_vision.types import UserError
 
-_MIB = 2**20
-
-
-def first_episode_frames(path: Path) -> np.ndarray:
-    """The frames of a pixel store's first training episode, (T, H, W, 3) uint8.
-
-    Raises:
-        UserError: the store holds states, not pixels.
-        StoreError: there is no such store, or it is damaged.
-    """
-    split = open_store(path).train
-    if not split.pixels:
-        raise UserError(f"{path} holds states, which have no frames to show.")
-    return read_rows(split.observations, 0, int(split.episode_ends[0]))
+_ABOUT_MASKS = (
+    "Mask 0: no bootstrap follows the transition. For OGBench's goals that is success; the episode "
+    "of the data may go on after it (not last). A last transition with mask 1 is a time limit: "
+    "training bootstraps from the state after it."
+)
 
 
 def facts(store: Store) -> dict[str, str]:
@@ -40,36 +34,33 @@ def facts(store: Store) -> dict[str, str]:
     Returns:
         Name of a fact -> the fact, in words and figures.
     """
-    attributes = store.attributes
-    arrays = _arrays(store)
-    logical = sum(array.nbytes for array in arrays.values())
-    frames = [name for name in arrays if name.endswith("/observations")]
-    frame_bytes = sum(arrays[name].nbytes for name in frames)
-    frame_disk = sum(_disk_bytes(store.path / name) for name in frames)
+    attributes, observations = store.attributes, store.train.observations
+    logical = sum(a.nbytes for split in _splits(store) for a in _arrays(store, split).values())
     disk = _disk_bytes(store.path)
+    codec = observations.compressors[0].to_dict()["configuration"]
     return {
-        "dataset": str(attributes["env_id"]),
         "source": str(attributes["source"]),
-        "seeds": str(attributes["seeds"]),
-        "observations": f"{store.train.observations.shape[1:]} {store.train.observations.dtype}",
-        "action_dim": str(store.train.actions.shape[1]),
-        "side arrays": ", ".join(store.train.side) or "none",
-        "render profile": str(attributes["render_profile"] or "none: no pixels"),
-        "versions": ", ".join(f"{key} {value}" for key, value in attributes["versions"].items()),
-        "in memory": f"{logical / _MIB:.1f} MiB",
-        "on disk": f"{disk / _MIB:.1f} MiB, {logical / disk:.1f} times smaller",
-        "observations on disk": (
-            f"{frame_disk / _MIB:.1f} MiB, {frame_bytes / frame_disk:.1f} times smaller"
+        "seeds": _words(attributes["seeds"]),
+        "observations": f"{_row(observations)}, {'pixels' if store.train.pixels else 'states'}",
+        "frames": f"render profile {attributes['render_profile'] or 'unknown'}"
+        if store.train.pixels
+        else _no_frames(store),
+        "actions": _row(store.train.actions),
+        "simulator states": ", ".join(store.train.side) or "none",
+        "versions": _words(attributes["versions"]),
+        "size": f"{_size(disk)} on disk for {_size(logical)}, {logical / disk:.1f} times smaller",
+        "compression": (
+            f"zstd level {codec['level']}, "
+            f"{'every chunk with' if codec['checksum'] else 'WITHOUT'} a checksum"
         ),
+        "schema": f"version {attributes['version']}",
         "checksum": checksum(store),
     }
 
 
 def checksum(store: Store) -> str:
     """SHA-256 over the names and digests of all arrays: equal for equal data, in hexadecimal."""
-    digests: Mapping[str, str] = store.attributes["digests"]
-    lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return _digest_of(store.attributes["digests"])
 
 
 def split_facts(split: Split) -> dict[str, str]:
@@ -82,38 +73,48 @@ def split_facts(split: Split) -> dict[str, str]:
         Name of a fact -> the fact.
     """
     lengths = np.diff(split.episode_ends, prepend=0) - 1
+    least, greatest = lengths.min(), lengths.max()
+    steps = f"{least:,} to {greatest:,}, mean {lengths.mean():,.1f}"
     return {
         "episodes": f"{len(lengths):,}",
         "states": f"{split.num_states:,}",
         "transitions": f"{split.num_transitions:,}",
-        "steps an episode": f"{lengths.min():,} to {lengths.max():,}, mean {lengths.mean():,.1f}",
+        "steps an episode": f"{least:,}" if least == greatest else steps,
     }
 
 
 def goal_facts(split: Split, goal: str) -> dict[str, str]:
-    """How good the data are for a goal.
+    """How good the data are for a goal, and how its masks lie to the ends of episodes.
 
     Args:
         split: of an open store.
         goal: one of `split.goals()`.
 
     Returns:
-        `rewards`, least and greatest; their `mean`; `success`, the share of states with mask 0;
-        `episodes`, the share of episodes that have such a state.
+        `rewards`, least and greatest; their `mean`; `states`, the share of states with mask 0;
+        `episodes`, the share of episodes that have such a state; `not last`, transitions with mask
+        0 that another one of their episode follows; `last, mask 1`, episodes whose last transition
+        has mask 1.
     """
     rewards, solved = split.rewards(goal), split.masks(goal) == 0
     starts = np.concatenate([[0], split.episode_ends[:-1]])
     reached = np.logical_or.reduceat(solved, starts)
+    # The last state of an episode starts no transition; an episode of one state has none at all.
+    last = split.episode_ends[split.episode_ends - starts > 1] - 2
+    transitions = solved.copy()
+    transitions[split.episode_ends - 1] = False
     return {
         "rewards": f"{rewards.min():g} to {rewards.max():g}",
         "mean": f"{rewards.mean():.3f}",
-        "success": f"{solved.mean():.2%}",
+        "states": f"{solved.mean():.2%}",
         "episodes": f"{reached.mean():.1%}",
+        "not last": f"{transitions.sum() - solved[last].sum():,}",
+        "last, mask 1": f"{(~solved[last]).sum():,}",
     }
 
 
 def card(path: Path) -> Group:
-    """The card of a store, to print with rich.
+    """The card of a store, to print with rich, 80 columns wide or wider.
 
     Args:
         path: the store's folder.
@@ -122,34 +123,164 @@ def card(path: Path) -> Group:
         StoreError: it is missing, not a store, or incomplete.
     """
     store = open_store(path)
-    about = Table("", Column(overflow="fold"), title=str(path), show_header=False)
+    about = _table(Column(style="bold"), Column(overflow="fold"), show_header=False)
     for key, value in facts(store).items():
         about.add_row(key, value)
-    counts = Table("split", *split_facts(store.train))
-    goals = Table(
-        *("split", "goal", "rewards", "mean", "states that meet it", "episodes that do"),
-        title="Goals",
+    counts = _table("split", *(_right(name) for name in split_facts(store.train)))
+    for name, split in _splits(store).items():
+        counts.add_row(name, *split_facts(split).values())
+    parts: list[RenderableType] = [
+        Text(str(store.attributes["env_id"]), style="bold underline"),
+        Text(str(path), style="dim"),
+        *(Text(f"Note: {note}", style="yellow") for note in store.attributes.get("notes", [])),
+        *(about, counts),
+    ]
+    if any(split.goals() for split in _splits(store).values()):
+        parts += [_goals(store), Text(_ABOUT_MASKS, style="dim"), Text()]
+    return Group(*parts, _sizes(store))
+
+
+def _goals(store: Store) -> Table:
+    heads = ("rewards", "mean", "states,\nmask 0", "episodes,\nmask 0")
+    heads += ("mask 0,\nnot last", "last,\nmask 1")
+    table = _table("split", "goal", *map(_right, heads))
+    for name, split in _splits(store).items():
+        for goal in split.goals():
+            table.add_row(name, goal, *goal_facts(split, goal).values())
+    return table
+
+
+def _sizes(store: Store) -> Table:
+    """Each large array, and the rewards and masks of a split as one."""
+    heads = ("row", "rows a\nchunk", "on disk", "times\nsmaller", "SHA-256\n(12 digits)")
+    table = _table("array", *map(_right, heads))
+    digests: Mapping[str, str] = store.attributes["digests"]
+    for split in _splits(store):
+        for name, array in _arrays(store, split).items():
+            size = _disk_bytes(store.path / name)
+            times = f"{array.nbytes / size:.1f}"
+            words = (name, _row(array), f"{array.chunks[0]:,}", _size(size), times)
+            table.add_row(*words, digests[name][:12])
+        tasks = {key: value for key, value in digests.items() if key.startswith(f"{split}/tasks/")}
+        if tasks:
+            size = _disk_bytes(store.path / split / "tasks")
+            words = (f"{split}/tasks", f"{len(tasks)} arrays", "", _size(size), "")
+            table.add_row(*words, _digest_of(tasks)[:12])
+    return table
+
+
+def sheet_frames(path: Path, episodes: int = 4, pictures: int = 6) -> np.ndarray:
+    """Evenly spaced frames of evenly spaced training episodes, a run of `pictures` each.
+
+    Args:
+        path: a pixel store's folder.
+        episodes: how many, fewer where there are fewer.
+        pictures: of each.
+
+    Returns:
+        (episodes * pictures, H, W, C) uint8.
+
+    Raises:
+        UserError: the store holds states, not pixels.
+        StoreError: there is no such store, or it is damaged.
+    """
+    split = _pixels(path)
+    ends = split.episode_ends
+    starts = np.concatenate([[0], ends[:-1]])
+    chosen = _spread(0, len(ends) - 1, min(episodes, len(ends)))
+    numbers = [_spread(starts[i], ends[i] - 1, pictures) for i in chosen]
+    return _frames(split, np.concatenate(numbers))
+
+
+def film_frames(path: Path, at_most: int = 300) -> np.ndarray:
+    """The first training episode for a film, evenly thinned where it is long.
+
+    Args:
+        path: a pixel store's folder.
+        at_most: how many frames.
+
+    Returns:
+        (T, H, W, C) uint8.
+
+    Raises:
+        UserError: the store holds states, not pixels.
+        StoreError: there is no such store, or it is damaged.
+    """
+    split = _pixels(path)
+    length = int(split.episode_ends[0])
+    return _frames(split, _spread(0, length - 1, min(at_most, length)))
+
+
+def _pixels(path: Path) -> Split:
+    store = open_store(path)
+    if store.train.pixels:
+        return store.train
+    raise UserError(f"{path} has no frames to show: {_no_frames(store)}.")
+
+
+def _no_frames(store: Store) -> str:
+    if "qpos" in store.train.side:
+        return f"none, but `python scripts/data.py render {store.path}` draws them"
+    return "none, and no simulator states that they could be drawn from"
+
+
+def _spread(first: int, last: int, count: int) -> np.ndarray:
+    return np.linspace(first, last, count).round().astype(int)
+
+
+def _frames(split: Split, numbers: np.ndarray) -> np.ndarray:
+    """The observations of some states, in order; each chunk is decoded once."""
+    blocks = numbers // split.observations.chunks[0]
+    runs = np.split(numbers, np.flatnonzero(np.diff(blocks)) + 1)
+    reads = [(run, read_rows(split.observations, run[0], run[-1] + 1)) for run in runs]
+    return np.concatenate([rows[run - run[0]] for run, rows in reads])
+
+
+def _splits(store: Store) -> dict[str, Split]:
+    return {name: split for name, split in store.splits.items() if split is not None}
+
+
+def _arrays(store: Store, name: str) -> dict[str, Any]:
+    """The large arrays of a split, by their name in the store."""
+    split = _splits(store)[name]
+    arrays = {"observations": split.observations, "actions": split.actions, **split.side}
+    return {f"{name}/{key}": array for key, array in arrays.items()}
+
+
+def _digest_of(digests: Mapping[str, str]) -> str:
+    lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _table(*columns: str | Column, show_header: bool = True) -> Table:
+    return Table(
+        *columns,
+        box=box.SIMPLE_HEAD,
+        show_header=show_header,
+        pad_edge=False,
+        collapse_padding=True,
     )
-    for name, split in store.splits.items():
-        if split is not None:
-            counts.add_row(name, *split_facts(split).values())
-            for goal in split.goals():
-                goals.add_row(name, goal, *goal_facts(split, goal).values())
-    digests = Table("array", "SHA-256, first 16 digits", title="Checksums")
-    for key in sorted(store.attributes["digests"]):
-        digests.add_row(key, store.attributes["digests"][key][:16])
-    return Group(about, counts, goals, digests)
 
 
-def _arrays(store: Store) -> dict[str, Any]:
-    """The large arrays of a store, by their name in it."""
-    arrays = {}
-    for name, split in store.splits.items():
-        if split is not None:
-            arrays[f"{name}/observations"] = split.observations
-            arrays[f"{name}/actions"] = split.actions
-            arrays |= {f"{name}/{key}": array for key, array in split.side.items()}
-    return arrays
+def _right(name: str) -> Column:
+    return Column(name, justify="right")
+
+
+def _row(array: Any) -> str:
+    """Shape and dtype of a row, such as 64x64x3 uint8."""
+    return f"{'x'.join(map(str, array.shape[1:]))} {array.dtype}"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {each}" for key, each in value.items()) or "none"
+    return str(value)
+
+
+def _size(count: int) -> str:
+    """Bytes in the unit that suits them."""
+    power = min(3, int(math.log(max(count, 1), 1024)))
+    return f"{count / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def _disk_bytes(folder: Path) -> int:

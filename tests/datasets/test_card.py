@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -15,12 +16,14 @@ from deflow_vision.datasets.card import (
     card,
     checksum,
     facts,
-    first_episode_frames,
+    film_frames,
     goal_facts,
+    sheet_frames,
     split_facts,
 )
 from deflow_vision.datasets.store import StoreError, add_goals, open_store
 from deflow_vision.types import UserError
+from scripts.data import info
 
 from .conftest import frames_of, write_store
 
@@ -58,17 +61,35 @@ def test_success_is_the_share_of_states_and_of_episodes(path: Path) -> None:
     assert goal_facts(open_store(path).train, "task2") == {
         "rewards": "-1 to 0",
         "mean": "-0.176",
-        "success": "17.65%",
+        "states": "17.65%",
         "episodes": "66.7%",
+        "not last": "2",  # 8 and 9; 6 is the first of two states, so its transition is the last
+        "last, mask 1": "2",
     }
+
+
+def test_masks_are_held_against_the_ends_of_episodes(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "store.zarr", lengths=(5, 1, 4))  # one state: no transition
+    masks = np.ones(10)
+    masks[[1, 3, 4, 5]] = 0  # within, at the last transition, and twice where there is none
+    add_goals(path, {"train": {"task2": (masks, masks)}})
+    found = goal_facts(open_store(path).train, "task2")
+    assert (found["not last"], found["last, mask 1"]) == ("1", "1")
 
 
 def test_the_card_says_where_the_data_come_from_and_how_large_they_are(path: Path) -> None:
     shown = facts(open_store(path))
-    assert shown["dataset"] == "visual-scene-play-v0"
+    assert shown["source"] == "test"
     assert shown["versions"] == "x 2"
-    assert shown["observations"] == "(4, 6, 3) uint8"
-    assert "times smaller" in shown["observations on disk"]
+    assert shown["observations"] == "4x6x3 uint8, pixels"
+    assert "times smaller" in shown["size"]
+    assert shown["compression"] == "zstd level 3, every chunk with a checksum"
+    assert shown["frames"] == "render profile unknown"
+
+
+def test_the_card_of_states_says_how_to_draw_frames_of_them(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "state.zarr", pixels=False)
+    assert f"`python scripts/data.py render {path}`" in facts(open_store(path))["frames"]
 
 
 def test_equal_data_have_equal_checksums_and_other_data_another(tmp_path: Path) -> None:
@@ -77,13 +98,16 @@ def test_equal_data_have_equal_checksums_and_other_data_another(tmp_path: Path) 
     assert same[0] == same[1] != other
 
 
-def test_the_whole_card_prints(path: Path) -> None:
-    console = Console(record=True, width=100, file=open(os.devnull, "w"))  # noqa: SIM115
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_whole_card_prints_and_fits(tmp_path: Path, width: int) -> None:
+    path = write_store(tmp_path / "s.zarr", env_id="mine", notes=["Not D4RL's."])
+    console = Console(file=io.StringIO(), width=width)
     console.print(card(path))
-    console.file.close()
-    text = console.export_text()
-    for expected in ("visual-scene-play-v0", "task1", "train/observations", "val"):
+    text = console.file.getvalue()
+    for expected in ("mine", "Note: Not D4RL's.", "task1", "train/observations", "val/tasks"):
         assert expected in text
+    assert open_store(path).attributes["digests"]["train/qpos"][:12] in text
+    assert "…" not in text
 
 
 def test_a_missing_store_has_no_card(tmp_path: Path) -> None:
@@ -107,12 +131,29 @@ def test_the_command_line_explains_itself_without_a_traceback(tmp_path: Path) ->
     assert "Traceback" not in refused.stderr
 
 
-def test_the_first_episodes_frames_are_those_of_the_store(tmp_path):
-    path = write_store(tmp_path / "pixels.zarr", lengths=(6, 2))
-    assert np.array_equal(first_episode_frames(path), frames_of(0, 6, pixels=True))
+def test_a_sheet_shows_runs_of_spread_episodes(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "pixels.zarr", lengths=(6, 2, 9, 5))
+    stored = frames_of(0, 22, pixels=True)
+    expected = stored[[0, 2, 5, 17, 19, 21]]  # half of an odd gap is rounded to even
+    assert np.array_equal(sheet_frames(path, episodes=2, pictures=3), expected)
 
 
-def test_a_state_store_has_no_frames_to_show(tmp_path):
+def test_a_film_is_the_first_episode_thinned_where_it_is_long(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "pixels.zarr", lengths=(13, 2))
+    stored = frames_of(0, 13, pixels=True)
+    assert np.array_equal(film_frames(path), stored)
+    assert np.array_equal(film_frames(path, at_most=4), stored[::4])
+
+
+def test_states_have_no_frames_to_show_and_are_told_what_draws_some(tmp_path: Path) -> None:
     path = write_store(tmp_path / "state.zarr", pixels=False)
-    with pytest.raises(UserError, match="no frames to show"):
-        first_episode_frames(path)
+    with pytest.raises(UserError, match=r"no frames to show: .*data\.py render"):
+        sheet_frames(path)
+
+
+def test_info_writes_a_sheet_and_a_film(path: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "sheet.png", tmp_path / "film.mp4"]
+    info(path, *files)
+    assert all(file.stat().st_size > 0 for file in files)
+    with pytest.raises(UserError, match=r"film\.mp4: name a \.png file"):
+        info(path, sheet=files[1])
