@@ -208,11 +208,10 @@ def _parse(argv: Sequence[str], choice: Choice, settings: TrainConfig) -> TrainC
 
 def _resolve(config: TrainConfig) -> TrainConfig:
     """Fill in what depends on the task: the store's path and the frame stack."""
-    if config.env is None:
+    dataset, frame_stack = config.task, config.data.frame_stack
+    if config.env is None:  # else the store tells, when it is opened, whether it holds pixels
         task = resolve_task(config.task)
-        dataset, frame_stack = task.dataset, config.data.frame_stack or (3 if task.pixels else 1)
-    else:  # whether somebody's own observations are pixels is seen when their store is opened
-        dataset, frame_stack = config.task, config.data.frame_stack
+        dataset, frame_stack = task.dataset, frame_stack or (3 if task.pixels else 1)
     path = config.data.path or data_root() / "{dataset}.zarr"
     path = Path(str(path).replace("{dataset}", dataset))
     return replace(config, data=replace(config.data, path=path, frame_stack=frame_stack))

@@ -141,9 +141,8 @@ def card(path: Path) -> Group:
 
 
 def _goals(store: Store) -> Table:
-    heads = ("rewards", "mean", "states,\nmask 0", "episodes,\nmask 0")
-    heads += ("mask 0,\nnot last", "last,\nmask 1")
-    table = _table("split", "goal", *map(_right, heads))
+    shares = ("states,\nmask 0", "episodes,\nmask 0", "mask 0,\nnot last", "last,\nmask 1")
+    table = _table("split", "goal", *map(_right, ("rewards", "mean", *shares)))
     for name, split in _splits(store).items():
         for goal in split.goals():
             table.add_row(name, goal, *goal_facts(split, goal).values())
