@@ -44,7 +44,7 @@ def open_own_task(config: TrainConfig) -> tuple[Task, Store]:
     if GOAL not in store.train.goals():
         raise UserError(
             f"{path} has no rewards for {GOAL}, only for {', '.join(store.train.goals()) or 'no'} "
-            f'goal: --env needs write_goal(split, "{GOAL}", rewards, masks).'
+            f'goal: --env needs those of StoreWriter(..., goals=["{GOAL}"]).'
         )
     actions = store.train.actions
     furthest = float(np.abs(read_all(actions)).max())
