@@ -40,8 +40,8 @@ class Task:
         reward_shift: what is added to the dataset's and the environment's rewards for training.
         reference_scores: returns of a random and of an expert policy, which are 0 and 100 of the
             normalized score; None where results are success rates.
-        deviation: how our environment differs from the one that the task is named after; empty
-            where it is that one.
+        deviation: what our environment has of the one that the task is named after, and what it
+            has not; empty where it is that one.
         domain: what DeFlow's rule for `target_divergence` takes it for; None where nobody said.
     """
 

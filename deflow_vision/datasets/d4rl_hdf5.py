@@ -85,7 +85,7 @@ def _notes(task: Task) -> list[str]:
     return [
         "D4RL's q-learning transitions, so without the last one of an episode that timed out"
         f"{rewards}.",
-        f"The environment that policies are evaluated in: {task.deviation}",
+        f"The environment that policies are evaluated in has {task.deviation}.",
     ]
 
 

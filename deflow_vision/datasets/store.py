@@ -29,6 +29,7 @@ from deflow_vision.datasets.schema import (
     rows_per_file,
 )
 from deflow_vision.datasets.writer import StoreWriter, refuse_existing
+from deflow_vision.tasks import d4rl_task
 
 __all__ = [
     "Split",
@@ -82,13 +83,14 @@ class Split:
 
     def rewards(self, goal: str) -> np.ndarray:
         """Reward of each stored state for `goal`, (N,) float32."""
-        return read_all(self._goal(goal)[0])
+        return read_all(self.labels(goal)[0])
 
     def masks(self, goal: str) -> np.ndarray:
         """0 where no bootstrap follows, else 1, for each stored state, (N,) float32."""
-        return read_all(self._goal(goal)[1])
+        return read_all(self.labels(goal)[1])
 
-    def _goal(self, goal: str) -> tuple[Any, Any]:
+    def labels(self, goal: str) -> tuple[Any, Any]:
+        """Rewards and masks for `goal`, two zarr arrays (N,); another goal is a `StoreError`."""
         if goal not in self._tasks:
             raise StoreError(
                 f"{self.observations.store.root}: no rewards for the goal {goal!r} in "
@@ -104,7 +106,7 @@ class Store:
     Attributes:
         path: its folder.
         attributes: what it says of itself: `source`, `env_id`, `seeds`, `versions`,
-            `render_profile`, `counts`, `digests`.
+            `render_profile`, `notes`, `counts`, `digests`.
         splits: "train" and, unless None, "val".
     """
 
@@ -147,7 +149,7 @@ def open_store(path: Path) -> Store:
     if attributes.get("format") != FORMAT:
         raise StoreError(
             f"{path} is not a deflow-vision store: its format is {attributes.get('format')!r}. "
-            "`python scripts/data.py convert` makes one from an OGBench .npz file."
+            "`python scripts/data.py convert` makes one of OGBench's, D4RL's and Minari's files."
         )
     if attributes.get("version") != VERSION:
         raise StoreError(
@@ -260,9 +262,12 @@ def missing_message(path: Path, dataset: str) -> str:
         dataset: its name.
     """
     name = dataset.removesuffix("-v0")
+    file = f"{dataset}.npz"
+    if d4rl_task(dataset) is not None:
+        file = f"FILE.hdf5 --dataset {dataset}"  # D4RL's own names of the files are others
     ways = [
         f"  python scripts/data.py download {name} --path {path}",
-        f"  python scripts/data.py convert {dataset}.npz --path {path}   (a file that you have)",
+        f"  python scripts/data.py convert {file} --path {path}   (a file that you have)",
     ]
     if name.endswith(("-play", "-noisy")):
         ways.insert(0, f"  python scripts/data.py collect {name} --episodes 100 --path {path}")

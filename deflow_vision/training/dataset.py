@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 from deflow_vision.config import TrainConfig
 from deflow_vision.datasets.store import Store, missing_message, open_store
 from deflow_vision.tasks import Task
 from deflow_vision.types import Spec, UserError
+
+log = logging.getLogger(__name__)
 
 
 def open_task_store(config: TrainConfig, task: Task) -> Store:
@@ -16,11 +20,6 @@ def open_task_store(config: TrainConfig, task: Task) -> Store:
     """
     path = config.data.path
     assert path is not None  # a resolved configuration names it
-    if task.suite == "d4rl":
-        raise UserError(
-            f"{task.name}: there is no converter and no environment for D4RL yet; its settings "
-            "resolve, and --dry-run prints them."
-        )
     if not path.exists():
         raise UserError(missing_message(path, task.dataset))
     store = open_store(path)
@@ -35,6 +34,8 @@ def open_task_store(config: TrainConfig, task: Task) -> Store:
             f"{path} has no rewards for {task.goal_key}, only for "
             f"{', '.join(store.train.goals()) or 'no goal'}."
         )
+    if task.deviation:
+        log.info("the environment of %s has %s", task.name, task.deviation)
     return store
 
 

@@ -18,6 +18,7 @@ from deflow_vision.agents.base import Agent
 from deflow_vision.envs.pool import EnvPool
 from deflow_vision.envs.rendering import GL_PACKAGES
 from deflow_vision.seeding import derive_seed
+from deflow_vision.tasks import d4rl_task
 from deflow_vision.training.logger import RunLogger
 from deflow_vision.training.video import write_video
 
@@ -135,6 +136,15 @@ def _successes(episodes: Sequence[Episode]) -> list[bool]:
     return [bool(episode.success) for episode in episodes]
 
 
+def _score(env_id: str, mean_return: float) -> dict[str, float]:
+    """D4RL's normalized score, 0 for its random policy and 100 for its expert, for its tasks."""
+    task = d4rl_task(env_id)
+    if task is None or task.reference_scores is None:
+        return {}
+    random, expert = task.reference_scores
+    return {"eval/normalized_score": 100 * (mean_return - random) / (expert - random)}
+
+
 class Evaluator:
     """Evaluations of a run: episodes into `episodes.csv`, videos into `videos/`, their means back.
 
@@ -182,7 +192,8 @@ class Evaluator:
 
         Returns:
             `eval/success` (where the environment reports it), `eval/return`, `eval/length`,
-            `eval/episodes`, `eval/capped` (1 where episodes are cut short of the task's limit).
+            `eval/episodes`, `eval/capped` (1 where episodes are cut short of the task's limit), and
+            `eval/normalized_score` for D4RL's tasks.
         """
         episodes = evaluate(
             agent,
@@ -218,9 +229,11 @@ class Evaluator:
                 log.warning("no video %s: %s", path, error)
                 continue
             self._logger.log_video(step, path)
+        mean_return = float(np.mean([e.episode_return for e in episodes]))
         return {
             **({"eval/success": float(np.mean(wins))} if wins else {}),
-            "eval/return": float(np.mean([e.episode_return for e in episodes])),
+            "eval/return": mean_return,
+            **_score(self._pool.env_id, mean_return),
             "eval/length": float(np.mean([e.length for e in episodes])),
             "eval/episodes": float(len(episodes)),
             "eval/capped": float(capped),

@@ -22,7 +22,7 @@ from deflow_vision.types import Spec, UserError
 
 PACKAGES = (
     *("deflow-vision", "torch", "torchvision", "timm", "kornia", "accelerate", "zarr", "numpy"),
-    *("ogbench", "mujoco", "dm_control", "gymnasium", "wandb"),
+    *("ogbench", "mujoco", "dm_control", "gymnasium", "gymnasium-robotics", "wandb"),
 )
 
 

@@ -159,16 +159,19 @@ def test_a_missing_dataset_names_the_path_and_the_ways_to_get_it(configure, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_locomotion_is_not_told_to_collect_and_d4rl_is_told_the_truth(configure, tmp_path):
-    missing = str(tmp_path / "nowhere.zarr")
-    for task, words, absent in (
-        ("antmaze-large-navigate", "scripts/data.py download", "collect"),
-        ("pen-human-v1", "no environment for D4RL yet", "scripts/data.py"),
-    ):
-        flags = ("--task", task, "--data.path", missing)
-        with pytest.raises(UserError, match=words) as refusal:
-            train(configure("state", tmp_path / "run", *flags))
-        assert absent not in str(refusal.value)
+@pytest.mark.parametrize(
+    ("task", "file"),
+    [
+        ("antmaze-large-navigate", "antmaze-large-navigate-v0.npz"),
+        ("pen-human-v1", "FILE.hdf5 --dataset pen-human-v1"),
+    ],
+)
+def test_locomotion_and_d4rl_are_told_to_download_or_convert(configure, tmp_path, task, file):
+    flags = ("--task", task, "--data.path", str(tmp_path / "nowhere.zarr"))
+    with pytest.raises(UserError, match=f"data.py download {task.removesuffix('-v0')}") as refusal:
+        train(configure("state", tmp_path / "run", *flags))
+    assert f"data.py convert {file}" in str(refusal.value)
+    assert "collect" not in str(refusal.value)
 
 
 def test_an_encoder_that_does_not_fit_leaves_no_run_folder(configure, tmp_path):
