@@ -43,6 +43,13 @@ _MAZES = {
 }
 """Gymnasium-Robotics' name of the maze, and the goal's row and column."""
 
+_ANT = {
+    "option": {"timestep": "0.02"},
+    "default/geom": {"solimp": ".8 .8 .01"},
+    "actuator/motor": {"gear": "30"},
+}
+"""Where D4RL's model of the ant has other numbers than Gymnasium's, and which."""
+
 _REACHED = 0.5  # metres
 _NOISE = 0.1  # of the first state
 
@@ -167,17 +174,19 @@ class Adroit(gymnasium.Wrapper):  # type: ignore[misc]
         self._steps_at_goal += bool(info["success"])
         success = self._steps_at_goal > _STEPS_AT_GOAL[self._name]
         # Since its release 1.2.1 the distance from palm to object raises the reward.
-        reward = float(reward) - 0.2 * float(np.linalg.norm(self._palm_to_object(observation)))
+        reward = float(reward) - 0.2 * self._palm_to_object(observation)
         dropped = self._name == "pen" and bool(observation[26] < _DROPPED)
         return observation, reward, dropped, False, {"success": success}
 
-    def _palm_to_object(self, observation: np.ndarray) -> np.ndarray:
-        """What lies between palm and handle, hammer or ball; a pen's reward does not look at it."""
+    def _palm_to_object(self, observation: np.ndarray) -> float:
+        """From palm to handle, hammer or ball, in metres; a pen's reward does not look at it."""
         if self._name == "door":
-            return observation[35:38]
-        if self._name == "hammer":
-            return observation[33:36] - observation[36:39]
-        return observation[30:33] if self._name == "relocate" else np.zeros(3)
+            between = observation[35:38]
+        elif self._name == "hammer":
+            between = observation[33:36] - observation[36:39]
+        else:
+            between = observation[30:33] if self._name == "relocate" else np.zeros(3)
+        return float(np.linalg.norm(between))
 
 
 def _restore_margins(model: Any) -> None:
@@ -195,21 +204,14 @@ def _restore_margins(model: Any) -> None:
 
 
 def _write_ant(path: Path) -> None:
-    """D4RL's ant, from Gymnasium's, which has all but these numbers in common with it."""
+    """D4RL's ant, from Gymnasium's."""
     import gymnasium.envs.mujoco
 
     tree = ET.parse(Path(gymnasium.envs.mujoco.__file__).with_name("assets") / "ant.xml")
-    _set(tree, "option", timestep="0.02")
-    _set(tree, "default/geom", solref=".02 1", solimp=".8 .8 .01")
-    for motor in tree.findall("actuator/motor"):
-        motor.set("gear", "30")
+    for where, values in _ANT.items():
+        for element in tree.findall(where):
+            element.attrib.update(values)
     tree.write(path)
-
-
-def _set(tree: ET.ElementTree, where: str, **values: str) -> None:
-    element = tree.find(where)
-    assert element is not None  # of the locked Gymnasium's model
-    element.attrib.update(values)
 
 
 def _import_robotics() -> Any:
