@@ -38,10 +38,8 @@ def facts(store: Store) -> dict[str, str]:
     logical = sum(a.nbytes for split in _splits(store) for a in _arrays(store, split).values())
     disk = _disk_bytes(store.path)
     codec = observations.compressors[0].to_dict()["configuration"]
-    notes = attributes.get("notes", [])
     return {
         "source": str(attributes["source"]),
-        **({"notes": "\n".join(notes)} if notes else {}),
         "seeds": _words(attributes["seeds"]),
         "observations": f"{_row(observations)}, {'pixels' if store.train.pixels else 'states'}",
         "frames": f"render profile {attributes['render_profile'] or 'unknown'}"

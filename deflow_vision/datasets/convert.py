@@ -9,6 +9,7 @@ from deflow_vision.datasets.download import check_recorded
 from deflow_vision.datasets.minari_dataset import convert_minari
 from deflow_vision.datasets.ogbench_npz import convert_npz
 from deflow_vision.datasets.schema import StoreError
+from deflow_vision.datasets.store import refuse_existing
 from deflow_vision.tasks import data_root, resolve_dataset
 from deflow_vision.types import UserError
 
@@ -33,6 +34,7 @@ def convert(source: str | Path, path: Path | None = None, dataset: str | None = 
         StoreError: `path` exists, or the source is missing, damaged or of another dataset.
     """
     path = path or default_path(source, dataset)
+    refuse_existing(path)  # at once, before a file is read and checked
     minari_id = _minari_id(source)
     if minari_id is not None:
         if dataset is not None:
