@@ -12,7 +12,8 @@ import gymnasium
 
 from deflow_vision.envs.d4rl import make_d4rl
 from deflow_vision.envs.own import is_own, make_own_env
-from deflow_vision.envs.rendering import check_profile, worker_variables
+from deflow_vision.envs.rendering import RENDER_PROFILES, check_profile, worker_variables
+from deflow_vision.envs.simplify import draw_with
 from deflow_vision.envs.wrappers import ClipAction, FrameStack, SeededReset
 from deflow_vision.tasks import d4rl_task, nearest
 from deflow_vision.types import UserError
@@ -45,7 +46,7 @@ def make_env(
         float32, whose actions are clipped to [-1, 1], and whose `reset(seed=...)` seeds all.
 
     Raises:
-        UserError: unknown id or render profile.
+        UserError: unknown id or render profile, or one that this environment has not.
         NoRendererError: it draws its observations, and this machine cannot.
     """
     if is_own(env_id):
@@ -53,6 +54,7 @@ def make_env(
     task = d4rl_task(env_id)
     if task is not None:
         env = SeededReset(make_d4rl(task, max_episode_steps))
+        _apply_profile(env, render_profile)
     else:
         name = registered_id(env_id)
         limit = {"max_episode_steps": max_episode_steps}
@@ -153,7 +155,6 @@ def registered_id(env_id: str) -> str:
 def _make_ogbench(
     name: str, render_profile: str, resolution: int | None, **arguments: Any
 ) -> gymnasium.Env:
-    check_profile(render_profile)
     if resolution is not None:
         arguments |= {"width": resolution, "height": resolution}
     if "mujoco" not in sys.modules:
@@ -165,7 +166,15 @@ def _make_ogbench(
     # The checker would draw further frames at each step, and its advice is for ogbench's authors.
     env = gymnasium.make(name, disable_env_checker=True, **arguments)
     _fix_spaces(env.unwrapped)
+    _apply_profile(env, render_profile)
     return SeededReset(env)
+
+
+def _apply_profile(env: gymnasium.Env, render_profile: str) -> None:
+    check_profile(render_profile)
+    savings = RENDER_PROFILES[render_profile]
+    if savings is not None:
+        draw_with(env.unwrapped, savings)
 
 
 def _register() -> None:

@@ -169,7 +169,7 @@ def test_a_dataset_of_trained_experts_is_refused_with_the_ways_to_get_it(tmp_pat
 
 def test_an_unknown_render_profile_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="choose one of: official"):
-        collect("cube-single-play", tmp_path / "a.zarr", episodes=1, render_profile="fast")
+        collect("cube-single-play", tmp_path / "a.zarr", episodes=1, render_profile="best")
 
 
 def test_no_episodes_are_refused(tmp_path: Path) -> None:

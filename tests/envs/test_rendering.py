@@ -5,6 +5,7 @@ import pytest
 
 from deflow_vision.envs import rendering
 from deflow_vision.envs.rendering import Backend, NoRendererError, check_frame, worker_variables
+from deflow_vision.types import UserError
 
 
 @pytest.fixture
@@ -87,8 +88,9 @@ def test_variables_of_the_user_are_left_alone(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_unknown_render_profile_is_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match=r"unknown render profile 'fast'; choose one of: official"):
-        rendering.check_profile("fast")
+    choices = "unknown render profile 'best'; choose one of: official, fast, draft"
+    with pytest.raises(UserError, match=choices):
+        rendering.check_profile("best")
 
 
 def test_a_frame_with_two_values_passes() -> None:
