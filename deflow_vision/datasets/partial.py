@@ -114,7 +114,7 @@ class Partial:
             shutil.rmtree(self.store, ignore_errors=True)
             return None
         try:
-            with np.load(self._progress) as content:
+            with self._progress.open("rb") as stream, np.load(stream) as content:
                 rows = {name: content[name] for name in content}
             facts = json.loads(rows.pop(_FACTS).tobytes())
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -1,0 +1,350 @@
+"""Writers that are stopped, at any moment, and gone on with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from deflow_vision.datasets import writer as writing
+from deflow_vision.datasets.store import StoreError, StoreWriter, open_store, verify
+
+LENGTHS = {"train": (3, 1, 6, 2, 9, 4, 4, 1), "val": (5, 2, 3)}
+
+
+@pytest.fixture(autouse=True)
+def record_each_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_SECONDS", 0.0)
+
+
+def writer_of(path: Path, **changes: Any) -> StoreWriter:
+    facts: dict[str, Any] = {
+        "source": "test",
+        "env_id": "env-v0",
+        "seeds": {"train": 0},
+        "observation_shape": (2, 3, 1),
+        "observation_dtype": "uint8",
+        "action_dim": 2,
+        "side": {"qpos": (3,)},
+        "goals": ["task1"],
+        "versions": {"simulator": "1.0"},
+        "chunk": 4,
+        "plan": {"episodes": 8},
+    }
+    return StoreWriter(path, **facts | changes)
+
+
+def append(writer: StoreWriter, split: str, number: int, length: int) -> None:
+    """Episode `number` of a split: random bytes of its own."""
+    rng = np.random.default_rng([number, len(split)])
+    writer.append_episode(
+        split,
+        rng.integers(0, 256, (length, 2, 3, 1)).astype(np.uint8),
+        rng.normal(size=(length, 2)),
+        {"task1": (rng.normal(size=length), np.ones(length))},
+        qpos=rng.normal(size=(length, 3)),
+    )
+
+
+def fill(
+    writer: StoreWriter, lengths: dict[str, Sequence[int]] = LENGTHS, stop: int | None = None
+) -> None:
+    """Append what the writer lacks; Ctrl-C before the episode with the number `stop` of all."""
+    numbers = itertools.count()
+    for split, all_lengths in lengths.items():
+        for number, length in enumerate(all_lengths):
+            if next(numbers) == stop:
+                raise KeyboardInterrupt
+            if number >= writer.episodes_done(split):
+                append(writer, split, number, length)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> dict[str, bytes]:
+    """The files of a store whose writer was never stopped."""
+    with writer_of(tmp_path / "whole.zarr") as writer:
+        fill(writer)
+    return files_of(tmp_path / "whole.zarr")
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """Where a store will be whose writer was stopped after five episodes."""
+    path = tmp_path / "a.zarr"
+    with pytest.raises(KeyboardInterrupt), writer_of(path) as writer:
+        fill(writer, stop=5)
+    return path
+
+
+def test_stopped_writer_is_gone_on_with_from_where_it_was(
+    stopped: Path, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not stopped.exists()
+    with caplog.at_level("INFO"), writer_of(stopped) as writer:
+        assert (writer.episodes_done("train"), writer.episodes_done("val")) == (5, 0)
+        fill(writer)
+    assert "going on after 5 train episodes" in caplog.text
+    assert files_of(stopped) == whole
+    assert verify(stopped) == []
+    assert sorted(file.name for file in stopped.parent.iterdir()) == ["a.zarr", "whole.zarr"]
+
+
+def test_stopping_tells_how_to_go_on(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(KeyboardInterrupt), writer_of(stopped) as writer:
+        fill(writer, stop=6)
+    assert f"{stopped}.partial is kept: the same command goes on from there" in caplog.text
+
+
+def test_writer_without_a_plan_starts_anew(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    path = tmp_path / "a.zarr"
+    writer = writer_of(path, plan=None).__enter__()
+    fill(writer)
+    writer._partial.unlock()  # killed
+    with writer_of(path, plan=None) as writer:
+        assert writer.episodes_done("train") == 0
+        fill(writer)
+    assert files_of(path) == whole
+
+
+class Killed(BaseException):
+    """What a simulated kill raises instead of ending the process."""
+
+
+@contextlib.contextmanager
+def killed_after(changes: int) -> Iterator[None]:
+    """From the given number on, no change to the disk happens any more."""
+    left = itertools.count(changes, -1)
+
+    def mortal(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if next(left) <= 0:
+                raise Killed
+            return None if function is fsync else function(*args, **kwargs)
+
+        return call
+
+    fsync = os.fsync
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mkdir", "replace", "rename", "unlink", "rmdir", "fsync"):
+            patch.setattr(os, name, mortal(getattr(os, name)))
+        yield
+        while asyncio.all_tasks(zarr.core.sync._get_loop()):  # they would live on behind the kill
+            time.sleep(0.001)
+
+
+def write_or_die(path: Path, changes: int, **facts: Any) -> bool:
+    """Write a store, or as much of it as so many changes to the disk allow; whether it is there."""
+    lengths = facts.pop("lengths")
+    writer = writer_of(path, **facts)
+    try:
+        with killed_after(changes), contextlib.suppress(Killed), writer:
+            fill(writer, lengths)
+    finally:
+        writer._partial.unlock()
+    return path.exists()
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=7),
+    val_lengths=st.lists(st.integers(1, 9), max_size=3),
+    chunk=st.integers(1, 6),
+    seconds=st.sampled_from([0.0, 0.01, 1e9]),
+    kills=st.lists(st.integers(1, 250), max_size=4),
+)
+@example([3, 9, 2], [4], 4, 0.0, list(range(5, 400, 25)))
+def test_any_number_of_kills_changes_no_byte(
+    lengths: list[int], val_lengths: list[int], chunk: int, seconds: float, kills: list[int]
+) -> None:
+    facts = {"lengths": {"train": lengths, "val": val_lengths}, "chunk": chunk}
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "_SECONDS", seconds)
+        path, whole = Path(name, "a.zarr"), Path(name, "whole.zarr")
+        assert write_or_die(whole, 10**9, **facts)
+        for changes in (*kills, 10**9):
+            if write_or_die(path, changes, **facts):
+                break
+        assert files_of(path) == files_of(whole)
+        with pytest.raises(StoreError, match="exists"), writer_of(path):
+            pass
+        assert sorted(os.listdir(name)) == ["a.zarr", "whole.zarr"]
+
+
+CHILD = """
+import sys
+import time
+from pathlib import Path
+from tests.datasets import test_writer as test
+test.writing._SECONDS = 0.0
+with test.writer_of(Path(sys.argv[1])) as writer:
+    print("begun", sum(map(writer.episodes_done, ("train", "val"))), flush=True)
+    for split, lengths in test.LENGTHS.items():
+        for number in range(writer.episodes_done(split), len(lengths)):
+            test.append(writer, split, number, lengths[number])
+            print(split, number, flush=True)
+            time.sleep(0.05)  # as a simulator would take
+"""
+
+
+def test_killed_process_leaves_what_the_next_one_goes_on_with(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    path = tmp_path / "a.zarr"
+    done = []
+    for lines in (4, 3, 100):
+        with subprocess.Popen(
+            [sys.executable, "-c", CHILD, path], stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout is not None
+            said = list(itertools.islice(child.stdout, lines))
+            if lines < 100:
+                child.kill()
+        done.append(int(said[0].split()[1]))
+    assert 0 < done[1] <= done[2]
+    assert files_of(path) == whole
+    assert sorted(os.listdir(tmp_path)) == ["a.zarr", "whole.zarr"]
+
+
+def test_second_writer_of_a_path_is_refused(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    path = tmp_path / "a.zarr"
+    with writer_of(path) as writer:
+        fill(writer, {"train": LENGTHS["train"]})
+        with pytest.raises(StoreError, match="written by another process"), writer_of(path):
+            pass
+        fill(writer)
+    assert files_of(path) == whole
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"seeds": {"train": 1}}, "seeds.train: it has 0, you ask for 1"),
+        ({"plan": {"episodes": 9}}, "plan.episodes: it has 8, you ask for 9"),
+        ({"plan": None}, "plan: it has {'episodes': 8}, you ask for None"),
+        ({"chunk": 5}, "chunk: it has 4, you ask for 5"),
+        ({"compression_level": 4}, "compression_level: it has 3, you ask for 4"),
+        ({"versions": {"simulator": "2.0"}}, "versions.simulator: it has '1.0'"),
+        ({"render_profile": "fast"}, "render_profile: it has None, you ask for 'fast'"),
+        ({"goals": ["task2"]}, "columns.tasks/task2/masks: it has None"),
+    ],
+)
+def test_other_arguments_do_not_go_on(
+    stopped: Path, changes: dict[str, Any], difference: str
+) -> None:
+    before = files_of(Path(f"{stopped}.partial"))
+    with pytest.raises(StoreError) as error, writer_of(stopped, **changes):
+        pass
+    assert difference in str(error.value)
+    assert "its 5 episodes are of another job" in str(error.value)
+    assert f"{stopped}.partial" in str(error.value)
+    assert "Delete that folder to start over" in str(error.value)
+    assert files_of(Path(f"{stopped}.partial")) == before
+
+
+@pytest.mark.parametrize("file", ["progress.npz", "store/train/observations/c/1/0/0/0"])
+def test_damaged_partial_is_refused(stopped: Path, file: str) -> None:
+    damaged = Path(f"{stopped}.partial", file)
+    damaged.write_bytes(damaged.read_bytes()[:-30] if file.endswith("npz") else b"")
+    with pytest.raises(StoreError, match=r"is (damaged|missing).*\n.*start over"):
+        writer_of(stopped).__enter__()
+
+
+def test_bad_input_leaves_nothing_even_of_a_run_before(stopped: Path) -> None:
+    frames, goals = np.zeros((3, 2, 3, 1), np.uint8), {"task1": (np.zeros(3), np.ones(3))}
+    with pytest.raises(StoreError, match="not finite"), writer_of(stopped) as writer:
+        writer.append_episode(
+            "train", frames, np.zeros((2, 2)), goals, qpos=np.full((3, 3), np.nan)
+        )
+    assert list(stopped.parent.iterdir()) == []
+
+
+def test_error_before_any_episode_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), writer_of(tmp_path / "a.zarr") as writer:
+        fill(writer, stop=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "store/train/observations/c/5/0/0/0",  # amid an episode
+        "progress.npz",
+        "store/train/episode_ends/c/0",  # when all are appended
+        "store/zarr.json",
+    ],
+)
+def test_full_disk_is_named_and_what_is_written_kept(
+    tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    path = tmp_path / "a.zarr"
+    partial = Path(f"{path}.partial")
+    replace = os.replace
+
+    def fail(source: Any, target: Any) -> None:
+        if partial / file == Path(target) and (partial / "progress.npz").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with (
+            pytest.raises(StoreError, match=r"no space is left on the disk\. Free some.*to go on"),
+            writer_of(path) as writer,
+        ):
+            fill(writer)
+    with writer_of(path) as writer:
+        assert writer.episodes_done("train") > 0
+        fill(writer)
+    assert files_of(path) == whole
+
+
+def test_rewards_of_transitions_alone_are_repeated_for_the_last_state(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    with writer_of(path, side=None) as writer:
+        frames = np.zeros((3, 2, 3, 1), np.uint8)
+        writer.append_episode("train", frames, np.zeros((2, 2)), {"task1": ([5, 7], [1, 0])})
+    train = open_store(path).train
+    assert train.rewards("task1").tolist() == [5, 7, 7]
+    assert train.masks("task1").tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("goals", "message"),
+    [
+        ({}, "tasks/task1/rewards"),
+        ({"task1": (np.zeros(5), np.ones(3))}, "rewards has 5 rows in an episode of 3"),
+        ({"task1": (np.zeros(3), np.full(3, 0.5))}, "masks other than 0 and 1"),
+        ({"task1": (np.full(3, np.inf), np.ones(3))}, "rewards that are not finite"),
+        ({"task1": (np.zeros((3, 1)), np.ones(3))}, "should be a vector"),
+    ],
+)
+def test_goals_that_do_not_fit_are_refused(tmp_path: Path, goals: Any, message: str) -> None:
+    frames = np.zeros((3, 2, 3, 1), np.uint8)
+    with (
+        pytest.raises(StoreError, match=message),
+        writer_of(tmp_path / "a.zarr", side=None) as writer,
+    ):
+        writer.append_episode("train", frames, np.zeros((2, 2)), goals)
