@@ -26,6 +26,8 @@ class Arguments:
     """Where the policy acts, such as cuda."""
     env: str | None = None
     """Another environment than the run's, as module:factory; by default the run's own."""
+    render_profile: str | None = None
+    """How frames are drawn: official, fast or draft; by default as in training."""
 
 
 def main() -> None:
@@ -47,6 +49,7 @@ def main() -> None:
             seed=args.seed,
             device=args.device,
             env=args.env,
+            render_profile=args.render_profile,
         )
     except (UserError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")

@@ -115,7 +115,7 @@ def _stand_ins(vertices: np.ndarray, faces: np.ndarray, cell: float) -> np.ndarr
     normals = np.cross(b - a, c - a)  # as long as twice the triangle's area: large ones count more
     planes = np.concatenate([normals, -np.sum(normals * a, axis=1, keepdims=True)], axis=1)
     products = planes[:, :, None] * planes[:, None, :]
-    quadrics = sum(of_cells(products, cells[corner]) for corner in faces.T)
+    quadrics = np.sum([of_cells(products, cells[corner]) for corner in faces.T], axis=0)
     quadrics = quadrics.reshape(-1, 4, 4)[cells]
     points = np.concatenate([vertices, np.ones((len(vertices), 1))], axis=1)
     errors = np.einsum("vi,vij,vj->v", points, quadrics, points)

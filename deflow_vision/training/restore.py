@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from deflow_vision.training.logger import RunLogger
 from deflow_vision.training.own import check_env
 from deflow_vision.training.run_folder import read_render_profile, read_spec
 from deflow_vision.types import UserError
+
+log = logging.getLogger(__name__)
 
 
 def load_policy(
@@ -64,6 +67,7 @@ def evaluate_run(
     seed: int = 0,
     device: torch.device | str = "cpu",
     env: str | None = None,
+    render_profile: str | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint in the real environment, at its own episode length.
 
@@ -77,6 +81,8 @@ def evaluate_run(
         seed: of the episodes.
         device: where the agent acts.
         env: another environment than the run's, as `module:factory`.
+        render_profile: how frames are drawn; by default as those that the run was trained on were.
+            Another one than that is warned of where the policy sees them.
 
     Returns:
         Means over the episodes, as `eval/...`.
@@ -91,12 +97,13 @@ def evaluate_run(
         *image, channels = spec.observation_shape
         shape = (*image, channels // (config.data.frame_stack or 1))
         check_env(env, shape, spec.observation_dtype, spec.action_dim, run_dir)
+    profile = _render_profile(run_dir, render_profile, env)
     with (
         EnvPool(
             env or resolve_task(config.task).env_id,
             num_envs=min(num_envs, episodes),
             frame_stack=config.data.frame_stack or 1,
-            render_profile=read_render_profile(run_dir),
+            render_profile=profile,
         ) as pool,
         RunLogger(out_dir) as logger,
     ):
@@ -111,3 +118,19 @@ def evaluate_run(
             device=torch.device(device),
         )
         return evaluator(agent, updates)
+
+
+def _render_profile(run_dir: Path, asked: str | None, env: str | None) -> str:
+    trained = read_render_profile(run_dir)
+    if asked is None or asked == trained:
+        return trained
+    if env is not None:
+        raise UserError(f"{env} draws its frames itself: it has no render profile {asked!r}.")
+    if read_spec(run_dir).pixels:
+        log.warning(
+            "the policy sees frames drawn with the render profile %r, but was trained on frames "
+            "drawn with %r: its success may differ for that reason alone.",
+            asked,
+            trained,
+        )
+    return asked

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from deflow_vision.analysis.summary import summarise
 from deflow_vision.training.loop import train
-from deflow_vision.training.restore import load_policy
+from deflow_vision.training.restore import _render_profile, load_policy
 from deflow_vision.types import UserError
 
 
@@ -41,6 +43,36 @@ def test_a_missing_checkpoint_is_refused_with_those_that_exist(trained):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run in"):
         load_policy(tmp_path)
+
+
+@pytest.fixture
+def drawn_fast(tmp_path):
+    spec = {
+        "observation_shape": [64, 64, 3],
+        "observation_dtype": "uint8",
+        "action_dim": 5,
+        "reward_range": [-1, 0],
+    }
+    record = {"spec": spec, "dataset": {"render_profile": "fast"}}
+    (tmp_path / "environment.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_evaluation_draws_as_the_dataset_was_drawn(drawn_fast, caplog):
+    assert _render_profile(drawn_fast, None, None) == "fast"
+    assert _render_profile(drawn_fast, "fast", None) == "fast"
+    assert not caplog.records
+
+
+def test_drawing_otherwise_than_in_training_must_be_asked_for_and_is_warned_of(drawn_fast, caplog):
+    assert _render_profile(drawn_fast, "official", None) == "official"
+    assert "sees frames drawn with the render profile 'official'" in caplog.text
+    assert "trained on frames drawn with 'fast'" in caplog.text
+
+
+def test_an_environment_of_ones_own_takes_no_render_profile(drawn_fast):
+    with pytest.raises(UserError, match=r"mine:make draws its frames itself.*'draft'"):
+        _render_profile(drawn_fast, "draft", "mine:make")
 
 
 def test_the_summary_of_a_short_run_says_so_and_names_the_full_one(trained):
