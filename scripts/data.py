@@ -38,7 +38,8 @@ def collect(
         seed: episode i of a split depends on (seed, split, i) alone.
         processes: worker processes, by default one a core; the data do not depend on it.
         path: the store's folder; by default <dataset>.zarr in $DEFLOW_DATA, or data/.
-        render_profile: how frames are drawn.
+        render_profile: how frames are drawn: official, as in OGBench's own datasets; fast, for
+            machines without a GPU; or draft. Evaluation draws as the store says.
         compression_level: zstd's, 1 to 22: 19 makes a pixel store 15% smaller, for 8 ms a frame.
     """
     from deflow_vision.datasets import collect as collecting
