@@ -192,7 +192,7 @@ def main() -> None:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("stopped: no unfinished store is left behind", file=sys.stderr)
+        print("stopped", file=sys.stderr)  # the writer has said what it keeps
         raise SystemExit(130) from None
 
 

@@ -272,8 +272,8 @@ def _row(array: Any) -> str:
 
 def _words(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {each}" for key, each in value.items()) or "none"
-    return str(value)
+        return ", ".join(f"{key} {each}" for key, each in value.items()) or "not recorded"
+    return "not recorded" if value is None else str(value)
 
 
 def _size(count: int) -> str:
