@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -26,12 +27,15 @@ from deflow_vision.tasks import Task, resolve_dataset
 
 _log = logging.getLogger(__name__)
 
+_SKIP_BYTES = 1 << 20
+_MAX_EPISODE_BYTES = 100 << 20  # one is held in memory, some times over; OGBench's take up to 50 MB
+
 
 def convert_npz(source: Path, path: Path, dataset: str | None = None) -> None:
     """Convert an OGBench file, and the `-val` file beside it, into a store.
 
     Every stored state is kept, the last of each episode included. Rewards and masks of all five
-    goals are computed from the simulator states.
+    goals are computed from the simulator states. After a kill or Ctrl-C, the same call goes on.
 
     Args:
         source: the training file, `<dataset>.npz`.
@@ -66,16 +70,21 @@ def convert_npz(source: Path, path: Path, dataset: str | None = None) -> None:
                 },
                 render_profile="official" if task.pixels else None,
                 goals=list(goals),
+                plan={split: archive.checksums() for split, archive in archives.items()},
                 **archives["train"].layout(),
             )
         )
-        episodes = ((s, episode) for s, archive in archives.items() for episode in archive)
+        episodes = (
+            (split, episode)
+            for split, archive in archives.items()
+            for episode in archive.episodes(writer.episodes_done(split))
+        )
         total = sum(len(archive.lengths) for archive in archives.values())
         write_episodes(writer, goals, episodes, total=total, title=task.dataset)
 
 
 class Archive:
-    """The episodes of one OGBench file; use it as a context manager and iterate once.
+    """The episodes of one OGBench file; use it as a context manager, and read it once.
 
     Args:
         path: the .npz file.
@@ -121,8 +130,18 @@ class Archive:
             "side": shapes,
         }
 
-    def __iter__(self) -> Iterator[Episode]:
-        for length in self.lengths:
+    def checksums(self) -> dict[str, list[int]]:
+        """Size and CRC-32 of each array in the file, as its list of contents has them."""
+        return {info.filename: [info.file_size, info.CRC] for info in self._zip.infolist()}
+
+    def episodes(self, first: int = 0) -> Iterator[Episode]:
+        """The episodes from number `first` on."""
+        if first == len(self.lengths):
+            return
+        for member in self._members.values():
+            with self._explained():
+                member.skip(int(self.lengths[:first].sum()))
+        for length in self.lengths[first:]:
             with self._explained():
                 rows = {name: member.read(int(length)) for name, member in self._members.items()}
             yield Episode(rows.pop("observations"), rows.pop("actions"), _side(rows))
@@ -135,6 +154,13 @@ class Archive:
                 raise StoreError(
                     f"{self._path}: {member.shape[0]} rows of {name} for {num_states} terminals."
                 )
+        longest = int(self.lengths.max())
+        size = longest * sum(member.row_bytes for member in self._members.values())
+        if size > _MAX_EPISODE_BYTES:
+            raise StoreError(
+                f"{self._path}: its longest episode, {longest} states, takes {size >> 20} MiB; "
+                f"this program converts episodes of up to {_MAX_EPISODE_BYTES >> 20} MiB."
+            )
         if "qpos" not in self._members:
             raise StoreError(f"{self._path} has no qpos, from which rewards are computed.")
         observations = self._members["observations"]
@@ -173,15 +199,24 @@ class _Member:
         self.shape, fortran, self.dtype = read_header(self._stream)
         if fortran or self.dtype.hasobject or not self.shape:
             raise ValueError(f"{name} is not a plain array of rows")
+        self.row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def skip(self, count: int) -> None:
+        """Pass over rows. Not by seeking: the CRC at the file's end is of every byte."""
+        left = count * self.row_bytes
+        while left:
+            passed = len(self._stream.read(min(left, _SKIP_BYTES)))
+            if not passed:
+                raise EOFError("it ends early")
+            left -= passed
 
     def read(self, count: int) -> np.ndarray:
         """The next `count` rows; at the end of the file zipfile checks its CRC."""
-        shape = (count, *self.shape[1:])
-        size = int(np.prod(shape)) * self.dtype.itemsize
+        size = count * self.row_bytes
         content = self._stream.read(size)
         if len(content) != size:
             raise EOFError("it ends early")
-        return np.frombuffer(content, self.dtype).reshape(shape)
+        return np.frombuffer(content, self.dtype).reshape(count, *self.shape[1:])
 
 
 def _side(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

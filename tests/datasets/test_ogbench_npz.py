@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
+
 import numpy as np
 import pytest
 
+from deflow_vision.datasets import ogbench_npz
 from deflow_vision.datasets.convert import convert
 from deflow_vision.datasets.relabel import Goal
 from deflow_vision.datasets.schema import StoreError, read_all
-from deflow_vision.datasets.store import open_store, verify
+from deflow_vision.datasets.store import StoreWriter, open_store, verify
 
 LENGTHS = {"train": (5, 3, 8), "val": (4,)}
 STATE_DIM, ACTION_DIM, QPOS_DIM = 37, 5, 28
@@ -122,3 +126,60 @@ def test_file_that_ends_within_an_episode_is_refused(tmp_path):
     source = write_files(tmp_path, terminals=np.zeros(16, bool))
     with pytest.raises(StoreError, match="does not end an episode"):
         convert(source, tmp_path / "a.zarr")
+
+
+@contextlib.contextmanager
+def stopped_after(episodes: int):
+    """Ctrl-C before the writer gets more episodes than these."""
+    append = StoreWriter.append_episode
+    left = itertools.count(episodes, -1)
+
+    def append_or_stop(self, *args, **kwargs):
+        if next(left) == 0:
+            raise KeyboardInterrupt
+        append(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoreWriter, "append_episode", append_or_stop)
+        yield
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("episodes", [2, 3])
+def test_stopped_conversion_is_gone_on_with(tmp_path, save, episodes):
+    source = write_files(tmp_path, save=save)
+    convert(source, tmp_path / "whole.zarr")
+    with stopped_after(episodes), pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "a.zarr")
+    convert(source, tmp_path / "a.zarr")
+    whole, gone_on = (open_store(tmp_path / f"{name}.zarr").attributes for name in ("whole", "a"))
+    assert gone_on == whole
+    assert [path.name for path in tmp_path.glob("a.zarr*")] == ["a.zarr"]
+
+
+def test_byte_flipped_in_the_part_already_converted_is_noticed(tmp_path):
+    source = write_files(tmp_path, save=np.savez)
+    with stopped_after(2), pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "a.zarr")
+    content = bytearray(source.read_bytes())
+    content[600] ^= 1
+    source.write_bytes(content)
+    with pytest.raises(StoreError, match=r"damaged.*CRC"):
+        convert(source, tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_conversion_does_not_go_on_with_another_file(tmp_path):
+    source = write_files(tmp_path)
+    with stopped_after(2), pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "a.zarr")
+    changed = {"qvel": np.zeros((16, 26), np.float32)}
+    np.savez_compressed(source, **arrays_of("train", pixels=False) | changed)
+    with pytest.raises(StoreError, match=r"another job(.|\n)*plan.train.qvel.npy"):
+        convert(source, tmp_path / "a.zarr")
+
+
+def test_file_whose_episodes_do_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(ogbench_npz, "_MAX_EPISODE_BYTES", 1000)
+    with pytest.raises(StoreError, match=r"its longest episode, 8 states, takes"):
+        convert(write_files(tmp_path), tmp_path / "a.zarr")
