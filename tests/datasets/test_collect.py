@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from deflow_vision.datasets.episodes import Episode
 from deflow_vision.datasets.relabel import Goal, relabel
 from deflow_vision.datasets.store import StoreError, open_store, verify
 from deflow_vision.envs.rendering import NO_DRAWING, NoRendererError, worker_variables
-from deflow_vision.envs.worker import Worker
+from deflow_vision.envs.worker import Worker, WorkerError
 
 GOALS = {f"task{k}": Goal(cubes=np.array([[0.1 * k, 0.0, 0.02]])) for k in range(1, 6)}
 
@@ -70,6 +72,56 @@ def test_the_store_is_the_same_whatever_the_number_of_processes(tmp_path: Path) 
     assert np.array_equal(train.rewards("task3"), rewards)
     assert not np.array_equal(train.observations[0], train.observations[5])
     assert not np.array_equal(train.observations[0], one.val.observations[0])
+
+
+class Numbers:
+    """A worker in this process, with numbers for a simulator; it dies before a given episode."""
+
+    def __init__(self, dies_before: tuple[str, int] | None = None) -> None:
+        self.dies_before = dies_before
+        self.asked: list[tuple[str, int]] = []
+        self.waiting: list[tuple[str, int]] = []
+
+    def call(self, method: str) -> dict[str, Any]:
+        assert method == "layout"
+        layout = {"observation_shape": (3,), "observation_dtype": "float32", "action_dim": 2}
+        return layout | {"side": {"qpos": (21,)}}
+
+    def send(self, method: str, split: str, index: int) -> None:
+        assert method == "episode"
+        self.asked.append((split, index))
+        self.waiting.append((split, index))
+
+    def receive(self) -> Episode:
+        split, index = self.waiting.pop(0)
+        if (split, index) == self.dies_before:
+            raise WorkerError("died")
+        rng = np.random.default_rng([index, len(split)])
+        states, actions, qpos = (rng.normal(size=(7, d)).astype("f4") for d in (3, 2, 21))
+        return Episode(states, actions, {"qpos": qpos})
+
+
+@pytest.mark.usefixtures("known_goals")
+@pytest.mark.parametrize("dies_before", [("train", 2), ("val", 1)])
+def test_a_collection_whose_worker_died_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_before: tuple[str, int]
+) -> None:
+    def collect_with(name: str, worker: Numbers) -> Path:
+        started = contextlib.nullcontext([worker])
+        monkeypatch.setattr(collecting, "start_workers", lambda *_, **__: started)
+        path = tmp_path / name
+        collect("cube-single-play", path, episodes=4, val_episodes=2, episode_states=7)
+        return path
+
+    whole = collect_with("whole.zarr", Numbers())
+    with pytest.raises(WorkerError):
+        collect_with("a.zarr", Numbers(dies_before))
+    assert sorted(os.listdir(tmp_path)) == ["a.zarr.partial", "whole.zarr"]
+    second = Numbers()
+    path = collect_with("a.zarr", second)
+    assert second.asked[0] == dies_before
+    assert open_store(path).attributes == open_store(whole).attributes
+    assert sorted(os.listdir(tmp_path)) == ["a.zarr", "whole.zarr"]
 
 
 @pytest.mark.parametrize(
