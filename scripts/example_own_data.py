@@ -32,15 +32,15 @@ def make():
 
 
 def record(path, episodes=300):
-    """Write episodes of random actions into a store, each tenth for validation."""
-    about = {"source": "random actions", "env_id": "reach", "seeds": 0, "goals": ["default"]}
+    """Write episodes of a noisy controller into a store, each tenth for validation."""
+    about = {"source": "a noisy controller", "env_id": "reach", "seeds": 0, "goals": ["default"]}
     about |= {"observation_shape": (2,), "observation_dtype": "float32", "action_dim": 2}
     env, rng = make(), np.random.default_rng(0)
     with StoreWriter(path, **about) as writer:
         for number in range(episodes):
             state, steps, over = env.reset(seed=number)[0], [], False
             while not over:
-                action = rng.uniform(-1, 1, 2)  # a store's actions lie in [-1, 1]
+                action = np.clip(rng.normal(-state, 0.7), -1, 1)  # a store's lie in [-1, 1]
                 after, reward, terminated, truncated, _ = env.step(0.2 * action)
                 steps.append((state, action, reward, not terminated))
                 state, over = after, terminated or truncated
@@ -57,4 +57,7 @@ if __name__ == "__main__":
     if not (store := data_root() / "reach.zarr").exists():
         record(store)
     # As scripts/train.py does with these flags; the task's name finds the store.
-    train(load(["--env", "scripts.example_own_data:make", "--task", "reach", *sys.argv[1:]]))
+    flags = ["--env", "scripts.example_own_data:make", "--task", "reach"]
+    flags += ["--agent.target-divergence", "0.1", "--agent.hidden-dims", "64", "64"]
+    flags += ["--offline-steps", "4000"]
+    train(load([*flags, *sys.argv[1:]]))
