@@ -81,3 +81,8 @@ class Spec:
     def pixels(self) -> bool:
         """Whether observations are images."""
         return self.observation_dtype == "uint8"
+
+    @property
+    def resolution(self) -> int | None:
+        """Pixels from top to bottom of an image, None of a state."""
+        return self.observation_shape[0] if self.pixels else None

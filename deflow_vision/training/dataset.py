@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from deflow_vision.config import TrainConfig
+from deflow_vision.datasets.likeness import resolution_of
 from deflow_vision.datasets.store import Store, missing_message, open_store
 from deflow_vision.tasks import Task
 from deflow_vision.types import Spec, UserError
@@ -34,6 +35,8 @@ def open_task_store(config: TrainConfig, task: Task) -> Store:
             f"{path} has no rewards for {task.goal_key}, only for "
             f"{', '.join(store.train.goals()) or 'no goal'}."
         )
+    if task.pixels:
+        resolution_of(store)  # refuses frames that no environment draws, before anything is written
     if task.deviation:
         log.info("the environment of %s has %s", task.name, task.deviation)
     return store

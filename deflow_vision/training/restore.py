@@ -14,10 +14,11 @@ from deflow_vision.config import TrainConfig, from_yaml
 from deflow_vision.envs.pool import EnvPool
 from deflow_vision.tasks import check_own, resolve_task
 from deflow_vision.training import checkpoint
+from deflow_vision.training.drawing import check_drawing
 from deflow_vision.training.evaluation import Evaluator
 from deflow_vision.training.logger import RunLogger
 from deflow_vision.training.own import check_env
-from deflow_vision.training.run_folder import read_render_profile, read_spec
+from deflow_vision.training.run_folder import find_dataset, read_render_profile, read_spec
 from deflow_vision.types import UserError
 
 log = logging.getLogger(__name__)
@@ -104,9 +105,12 @@ def evaluate_run(
             num_envs=min(num_envs, episodes),
             frame_stack=config.data.frame_stack or 1,
             render_profile=profile,
+            resolution=read_spec(run_dir).resolution,
         ) as pool,
         RunLogger(out_dir) as logger,
     ):
+        if profile == read_render_profile(run_dir):
+            check_drawing(pool, find_dataset(run_dir))
         evaluator = Evaluator(
             pool,
             out_dir,

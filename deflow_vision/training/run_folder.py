@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from deflow_vision.config import TrainConfig, to_yaml
-from deflow_vision.datasets.store import Store
+from deflow_vision.datasets.store import Store, StoreError, open_store
 from deflow_vision.types import Spec, UserError
 
 PACKAGES = (
@@ -98,6 +98,16 @@ def read_spec(run_dir: Path) -> Spec:
         action_dim=values["action_dim"],
         reward_range=tuple(values["reward_range"]),
     )
+
+
+def find_dataset(run_dir: Path) -> Store | None:
+    """The dataset of a run, if it is still where it was, and the same."""
+    dataset = _read_record(run_dir)["dataset"]
+    try:
+        store = open_store(Path(dataset["path"]))
+    except StoreError:
+        return None
+    return store if store.attributes["digests"] == dataset["digests"] else None
 
 
 def read_render_profile(run_dir: Path) -> str:

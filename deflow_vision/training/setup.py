@@ -27,6 +27,7 @@ from deflow_vision.training.checkpoint import Checkpoint
 from deflow_vision.training.dataset import make_spec, open_task_store
 from deflow_vision.training.devices import make_accelerator
 from deflow_vision.training.divergence import settle_divergence
+from deflow_vision.training.drawing import check_drawing
 from deflow_vision.training.evaluation import Evaluator
 from deflow_vision.training.feed import Feed
 from deflow_vision.training.logger import RunLogger
@@ -156,7 +157,9 @@ class Setup:
             frame_stack=self.config.data.frame_stack or 1,
             max_episode_steps=cap,
             render_profile=self.store.attributes["render_profile"] or "official",
+            resolution=self.spec.resolution,
         )
+        check_drawing(pool, self.store)
         evaluator = Evaluator(
             pool,
             self.run_dir,
