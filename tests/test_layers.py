@@ -43,7 +43,7 @@ ONE_LAZY_HOME = (
 TORCH_FREE = (
     *("types", "seeding", "tasks", "envs"),
     *(f"datasets.{name}" for name in ("store", "transitions", "sampler", "relabel", "collect")),
-    "datasets.divergence",
+    *("datasets.divergence", "datasets.likeness"),
 )
 
 
