@@ -190,9 +190,9 @@ def _compare_frames(path: Path, frames: int, picture: Path | None) -> None:
     likeness = likeness_of(path, frames)
     print(f"{likeness}.")
     if picture is not None:
-        from deflow_vision.training.video import contact_sheet
+        from deflow_vision.training.video import contact_sheet, enlarge
 
-        contact_sheet(picture, likeness.worst)
+        contact_sheet(picture, enlarge(likeness.worst))
         print(f"the worst frame as stored, as drawn here, eight times the difference: {picture}")
     if not likeness.alike:
         print("The simulator or the OpenGL here draws otherwise than what drew this store.")

@@ -58,6 +58,8 @@ class Likeness:
         return self.worst_psnr >= LIKE_DB
 
     def __str__(self) -> str:
+        if not self.errors.any():
+            return f"{len(self.rows)} stored frames equal their states drawn here, in every value"
         return (
             f"{len(self.rows)} stored frames against their states drawn here: PSNR "
             f"{self.psnr:.1f} dB, the worst {self.worst_psnr:.1f} dB (train, row "
