@@ -8,6 +8,7 @@ function of (seed, split, i): the same store whatever the number of processes.
 from __future__ import annotations
 
 import contextlib
+import copy
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -145,6 +146,8 @@ class Collector:
         self._env = make_collection_env(name, render_profile=render_profile)
         self._oracles = make_oracles(self._env, name, kind)
         self._stacking = _STACKING.get(name.split("-")[-1], (0.5, 0.5))
+        arm = vars(self._env.unwrapped)
+        self._targets = copy.deepcopy({key: arm[key] for key in arm if key.startswith("_target_")})
 
     def layout(self) -> dict[str, Any]:
         """Shapes and dtypes of an episode, as `StoreWriter` wants them."""
@@ -167,6 +170,7 @@ class Collector:
             attempt += 1
 
     def _attempt(self, seed: int, num_states: int) -> Episode:
+        self._forget_targets()
         observation, info = self._env.reset(seed=seed)  # seeds NumPy's generator too
         p_stack = np.random.uniform(*self._stacking)
         noise = np.random.uniform(0.0, _NOISE) * _NOISE_SHAPE
@@ -205,6 +209,18 @@ class Collector:
             np.asarray(actions, np.float32),
             side,
         )
+
+    def _forget_targets(self) -> None:
+        """Forget the targets of the episode before, which OGBench's reset keeps.
+
+        Where the first drawer, window or button of an episode becomes the target, a Markov oracle
+        sees the one before for a step: with it, episodes would depend on which process made what.
+        """
+        arm = self._env.unwrapped
+        vars(arm).update(copy.deepcopy(self._targets))
+        if self._family == "scene" and arm._model is not None:
+            arm._model.site("drawer_handle_center_target").pos[1] = arm._target_drawer_pos
+            arm._model.site("window_handle_center_target").pos[0] = arm._target_window_pos
 
 
 def _stored(info: dict[str, Any]) -> dict[str, Any]:
