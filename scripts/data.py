@@ -1,6 +1,6 @@
 """Datasets: `python scripts/data.py COMMAND [--help]`.
 
-COMMAND is collect, download, convert, info, verify or suggest-delta.
+COMMAND is collect, download, convert, render, relabel, info, verify or suggest-delta.
 """
 
 import logging
@@ -130,6 +130,21 @@ def render(
     print(f"{path} is complete; `python scripts/data.py info {path}` shows what it holds.")
 
 
+def relabel(path: Folder) -> None:
+    """Write rewards and masks of all five goals into a store of your own episodes in OGBench.
+
+    They are computed from the simulator states in it, qpos and button_states. What is collected,
+    downloaded, converted or rendered has them already.
+
+    Args:
+        path: the store's folder; its env_id is the OGBench dataset that it passes for.
+    """
+    from deflow_vision.datasets.relabel import relabel_store
+
+    relabel_store(path)
+    print(f"{path} is complete; `python scripts/data.py info {path}` shows what it holds.")
+
+
 def info(path: Folder, sheet: Path | None = None, video: Path | None = None) -> None:
     """Print the dataset card of a store: origin, counts, rewards and masks of each goal, sizes.
 
@@ -241,6 +256,7 @@ def main() -> None:
         "download": download,
         "convert": convert,
         "render": render,
+        "relabel": relabel,
         "info": info,
         "verify": verify,
         "suggest-delta": suggest_delta,

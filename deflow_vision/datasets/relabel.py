@@ -19,6 +19,7 @@ from deflow_vision.envs.make import make_env
 from deflow_vision.envs.rendering import NO_DRAWING
 from deflow_vision.envs.worker import run_in_worker
 from deflow_vision.tasks import resolve_dataset
+from deflow_vision.types import UserError
 
 _TOLERANCE = 0.04  # metres, of a cube, the drawer and the window
 _ARM_QPOS = 14  # the arm and its gripper come first in qpos, then 7 numbers a cube
@@ -113,25 +114,33 @@ def relabel(
 def relabel_store(path: Path) -> None:
     """Write rewards and masks of all five goals into an OGBench store, for every split.
 
+    For one's own episodes of an OGBench environment: what is collected, converted or rendered has
+    them. Rewards and masks that the store has of these goals are replaced.
+
     Args:
         path: a store with `qpos` (and `button_states` where there are buttons), of which
             `env_id` is an OGBench dataset.
 
     Raises:
         StoreError: it lacks the simulator states.
-        ValueError: it is not an OGBench dataset.
+        UserError: it is not an OGBench dataset.
     """
     store = open_store(path)
-    goals = read_goals(environment_of(str(store.attributes["env_id"])))
+    task = resolve_dataset(str(store.attributes["env_id"]))
+    if task.suite != "ogbench":
+        raise UserError(f"{path} holds {task.dataset}, which has no goals of OGBench's.")
+    goals = read_goals(environment_of(task.dataset))
+    buttons = any(goal.buttons is not None for goal in goals.values())
     labels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     for name, split in store.splits.items():
         if split is None:
             continue
-        if "qpos" not in split.side:
-            raise StoreError(
-                f"{path} has no {name}/qpos, from which rewards are computed. Convert the "
-                "dataset's files with their simulator states, or collect it."
-            )
+        for needed in ("qpos", "button_states") if buttons else ("qpos",):
+            if needed not in split.side:
+                raise StoreError(
+                    f"{path} has no {name}/{needed}, from which rewards are computed. Write it "
+                    "with its simulator states."
+                )
         side = {key: read_all(array) for key, array in split.side.items() if key != "qvel"}
         labels[name] = relabel_all(goals, side)
     add_goals(path, labels)

@@ -15,6 +15,7 @@ from deflow_vision.datasets.store import StoreError, StoreWriter, open_store, ve
 from deflow_vision.envs.make import make_env
 from deflow_vision.envs.rendering import NO_DRAWING
 from deflow_vision.envs.worker import Worker
+from deflow_vision.types import UserError
 
 ARMS = ("cube-single", "cube-double", "cube-triple", "cube-quadruple", "scene", "puzzle-3x3")
 PUZZLES = ("puzzle-4x4", "puzzle-4x5", "puzzle-4x6")
@@ -160,3 +161,17 @@ def test_a_store_without_simulator_states_is_refused(
     monkeypatch.setattr(relabelling, "read_goals", lambda name: {})
     with pytest.raises(StoreError, match="has no train/qpos"):
         relabel_store(write(tmp_path / "store.zarr"))
+
+
+def test_a_store_without_the_buttons_that_a_goal_needs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goals = {"task1": Goal(buttons=np.zeros(9, int))}
+    monkeypatch.setattr(relabelling, "read_goals", lambda name: goals)
+    with pytest.raises(StoreError, match="has no train/button_states"):
+        relabel_store(write(tmp_path / "store.zarr", qpos=np.zeros((4, 23))))
+
+
+def test_a_dataset_of_another_suite_has_no_goals_to_label(make_store: Any) -> None:
+    with pytest.raises(UserError, match="no goals of OGBench's"):
+        relabel_store(make_store(env_id="antmaze-umaze-v2"))
