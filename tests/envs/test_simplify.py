@@ -1,19 +1,20 @@
 """Render profiles: what they change of a model, and how like the official frames theirs are."""
 
 import copy
-from functools import cache
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 
 from deflow_vision.envs.make import make_collection_env
 from deflow_vision.envs.pool import EnvPool
-from deflow_vision.envs.rendering import NO_DRAWING, RENDER_PROFILES, Savings, worker_variables
+from deflow_vision.envs.rendering import RENDER_PROFILES, Savings, worker_variables
 from deflow_vision.envs.simplify import ARM_MESHES, apply, cluster, draw_with
-from deflow_vision.envs.worker import run_in_worker
+from deflow_vision.envs.worker import Worker
 from deflow_vision.types import UserError
 
-TASK = "visual-scene-singletask-task1-v0"
 PROFILES = [name for name in RENDER_PROFILES if name != "official"]
 
 
@@ -69,6 +70,19 @@ def test_a_mesh_smaller_than_a_cell_keeps_one_face() -> None:
     assert fewer.shape == sources.shape == (1, 3)
 
 
+class Caller:
+    """In a worker: calls functions, so that several tests share the start of one process."""
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        return function()
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with Worker(Caller, variables=worker_variables(pixels=True)) as worker:
+        yield worker
+
+
 def changes() -> dict[str, tuple[dict[str, set[int]], int, int]]:
     """What each profile changes of scene: array -> rows it must not; triangles before and after."""
     arm = make_collection_env("scene").unwrapped
@@ -100,49 +114,64 @@ def changes() -> dict[str, tuple[dict[str, set[int]], int, int]]:
     return result
 
 
-def test_a_profile_changes_the_arms_faces_and_the_floors_squares_alone() -> None:
-    for profile, (foreign, before, after) in run_in_worker(changes, variables=NO_DRAWING).items():
+def test_a_profile_changes_the_arms_faces_and_the_floors_squares_alone(worker: Worker) -> None:
+    for profile, (foreign, before, after) in worker.call("call", changes).items():
         assert set(foreign) == {"mesh_facenum", "mesh_face", "mesh_facenormal", "geom_size"}
         assert not any(foreign.values()), foreign
         assert after < {"fast": 0.1, "draft": 0.05}[profile] * before
 
 
-def trajectory(profile: str) -> np.ndarray:
-    """Positions and velocities over steps that grip and push, with a picture drawn at the start."""
-    env = make_collection_env("cube-single", render_profile=profile)
-    env.reset(seed=3)
-    env.unwrapped.render()
-    data, noise = env.unwrapped.data, np.random.default_rng(0)
-    states = []
-    for step in range(60):
-        down_and_close = np.array([0.0, 0.0, -0.5 if step < 40 else 0.2, 0.0, 1.0])
-        env.step(np.clip(down_and_close + noise.normal(0, 0.3, 5), -1, 1))
-        states.append(np.concatenate([data.qpos, data.qvel]))
-    return np.array(states)
+def trajectories() -> list[np.ndarray]:
+    """Positions and velocities while gripping and pushing: nothing drawn, and drawn with fast."""
+    results = []
+    for profile in ("official", "fast"):
+        env = make_collection_env("cube-single", render_profile=profile)
+        env.reset(seed=3)
+        if profile == "fast":
+            env.unwrapped.render()
+        data, noise = env.unwrapped.data, np.random.default_rng(0)
+        states = []
+        for step in range(60):
+            down_and_close = np.array([0.0, 0.0, -0.5 if step < 40 else 0.2, 0.0, 1.0])
+            env.step(np.clip(down_and_close + noise.normal(0, 0.3, 5), -1, 1))
+            states.append(np.concatenate([data.qpos, data.qvel]))
+        results.append(np.array(states))
+    return results
 
 
-def test_physics_is_the_same_to_the_last_bit() -> None:
-    variables = worker_variables(pixels=True)
-    official = run_in_worker(trajectory, "official", variables=variables)
-    assert np.array_equal(run_in_worker(trajectory, "fast", variables=variables), official)
+def test_physics_is_the_same_to_the_last_bit(worker: Worker) -> None:
+    official, fast = worker.call("call", trajectories)
+    assert np.array_equal(official, fast)
 
 
-@cache
-def first_frame(profile: str) -> np.ndarray:
-    """The first observation of an episode, from a worker process."""
-    with EnvPool(TASK, num_envs=1, render_profile=profile) as pool:
-        return pool.reset(0, 0)
+def first_frames() -> dict[str, np.ndarray]:
+    """The first observation of the same episode with each profile."""
+    frames = {}
+    for profile in RENDER_PROFILES:
+        env = make_collection_env("visual-scene", render_profile=profile)
+        frames[profile] = env.reset(seed=0)[0].astype(float)
+        env.close()
+    return frames
 
 
-@pytest.mark.parametrize(("profile", "floor"), [("fast", 38.0), ("draft", 31.0)])
-def test_frames_of_a_worker_are_like_the_official_ones(profile: str, floor: float) -> None:
-    error = np.square(first_frame(profile).astype(float) - first_frame("official")).mean()
-    assert 10 * np.log10(255**2 / error) > floor
+def test_frames_are_like_the_official_ones(worker: Worker) -> None:
+    frames = worker.call("call", first_frames)
+    for profile, floor in {"fast": 38.0, "draft": 31.0}.items():
+        error = np.square(frames[profile] - frames["official"]).mean()
+        assert 10 * np.log10(255**2 / error) > floor
 
 
-def test_each_profile_draws_frames_of_its_own() -> None:
-    drawn = [first_frame(profile).tobytes() for profile in RENDER_PROFILES]
-    assert len(set(drawn)) == len(RENDER_PROFILES)
+def pool_frame(profile: str) -> bytes:
+    """A picture of a state task, from a pool's worker process."""
+    with EnvPool("cube-single-singletask-task1-v0", num_envs=1, render_profile=profile) as pool:
+        pool.reset(0, 0)
+        return pool.render(0).tobytes()
+
+
+def test_a_pools_workers_draw_with_its_profile() -> None:
+    with ThreadPoolExecutor() as threads:
+        fast, draft = threads.map(pool_frame, PROFILES)
+    assert fast != draft
 
 
 def test_an_environment_without_an_arm_refuses_a_faster_profile() -> None:
