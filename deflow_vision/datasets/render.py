@@ -28,7 +28,7 @@ from deflow_vision.datasets.store import (
 )
 from deflow_vision.datasets.workers import in_order, start_workers, versions
 from deflow_vision.envs.make import make_collection_env
-from deflow_vision.envs.rendering import check_profile, worker_variables
+from deflow_vision.envs.rendering import check_frame, check_profile, worker_variables
 from deflow_vision.envs.states import draw_state, state_shapes
 from deflow_vision.tasks import resolve_dataset
 from deflow_vision.types import UserError
@@ -38,7 +38,7 @@ RESOLUTION = 64
 
 
 def render(
-    source: Path,
+    source: Path | str,
     path: Path,
     *,
     resolution: int = RESOLUTION,
@@ -127,12 +127,11 @@ class Renderer:
         resolution: pixels a side.
     """
 
-    def __init__(self, source: Path, render_profile: str, resolution: int) -> None:
+    def __init__(self, source: Path | str, render_profile: str, resolution: int) -> None:
         self._store = open_store(source)
+        self._name = environment_of(visual_dataset(self._store))
         self._env = make_collection_env(
-            environment_of(visual_dataset(self._store)),
-            render_profile=render_profile,
-            resolution=resolution,
+            self._name, render_profile=render_profile, resolution=resolution
         )
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -141,7 +140,9 @@ class Renderer:
 
     def draw(self, state: Mapping[str, np.ndarray]) -> np.ndarray:
         """The frame of one state, (H, W, 3) uint8, see `states.draw_state`."""
-        return draw_state(self._env, state)
+        frame = draw_state(self._env, state)
+        check_frame(frame, self._name)
+        return frame
 
     def episode(self, name: str, index: int) -> Episode:
         """Episode `index` of the split `name`, with frames."""

@@ -62,12 +62,12 @@ def arms() -> Iterator[Worker]:
 
 @pytest.mark.parametrize("name", ["visual-cube-single", "visual-puzzle-3x3"])
 def test_a_state_is_drawn_as_it_was_observed_bit_for_bit(arms: Worker, name: str) -> None:
-    frames, states = arms.call("steps", name, 2)
-    assert not np.array_equal(frames[1], frames[2])
+    frames, states = arms.call("steps", name, 1)
+    assert not np.array_equal(frames[0], frames[1])
     for frame, state in zip(frames, states, strict=True):
         assert np.array_equal(arms.call("draw", name, state), frame)
-    stored = {key: np.float32(value) for key, value in states[2].items() if key != "button_states"}
-    moved = arms.call("draw", name, {**states[2], **stored}).astype(int) - frames[2]
+    stored = {key: np.float32(value) for key, value in states[1].items() if key != "button_states"}
+    moved = arms.call("draw", name, {**states[1], **stored}).astype(int) - frames[1]
     assert np.abs(moved).max() <= 8
 
 
@@ -130,7 +130,7 @@ def drawn(arms: Worker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     arrays["button_states"][:] = np.arange(6)[:, None] > np.arange(9) / 2
     lengths = {"train": (2, 2), "val": (2,)}
     source = write_states(folder / "states.zarr", arrays, lengths, "puzzle-3x3-play-v0")
-    render(source, folder / "a.zarr", resolution=32, render_profile="draft", num_processes=2)
+    render(source, folder / "a.zarr", resolution=32, render_profile="draft", num_processes=1)
     return source, folder / "a.zarr"
 
 
