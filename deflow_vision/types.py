@@ -45,7 +45,8 @@ class FrameBatch(NamedTuple):
 
     Attributes:
         frames: the stack of s and the last frame of s', (B, frame_stack + 1, H, W, C) uint8, or
-            (B, frame_stack + 1, D) float32. `frames[:, :-1]` is s, `frames[:, 1:]` is s'.
+            (B, frame_stack + 1, D) float32. `frames[:, :-1]` is s, `frames[:, 1:]` is s'. Where the
+            device holds all frames: their numbers, (B, frame_stack + 1) int64.
         actions: (B, A) float32, clipped to [-1 + 1e-5, 1 - 1e-5].
         rewards: (B,) float32.
         masks: (B,) float32.

@@ -150,7 +150,7 @@ class Augmentation:
 def shift(
     frames: UInt8[Tensor, "B T H W C"], offsets: Int[Tensor, "B 2"], padding: int
 ) -> UInt8[Tensor, "B T H W C"]:
-    """Pad each frame by its edge pixels and crop it back at the sample's offset, in one gather.
+    """Pad each frame by its edge pixels and crop it back at the sample's offset, without padding.
 
     Args:
         frames: the frames of each sample.
@@ -160,17 +160,43 @@ def shift(
     Returns:
         frames of the same size: pixel (i, j) is padded[i + top, j + left].
     """
+    if frames.device.type == "cpu":
+        return torch.from_numpy(_shift_lines(frames.numpy(), offsets.numpy() - padding))
+    return _shift_pixels(frames, offsets - padding)
+
+
+def _shift_pixels(frames: Tensor, moves: Tensor) -> Tensor:
+    """Every pixel by itself: one kernel on a GPU, but slow on a CPU."""
     num_samples, num_frames, height, width, _ = frames.shape
     device = frames.device
     # Clamping the index is edge padding, without a padded copy.
-    rows = torch.arange(height, device=device) + offsets[:, :1] - padding  # (B, H)
-    columns = torch.arange(width, device=device) + offsets[:, 1:] - padding  # (B, W)
+    rows = torch.arange(height, device=device) + moves[:, :1]  # (B, H)
+    columns = torch.arange(width, device=device) + moves[:, 1:]  # (B, W)
     return frames[
         torch.arange(num_samples, device=device)[:, None, None, None],
         torch.arange(num_frames, device=device)[:, None, None],
         rows.clamp(0, height - 1)[:, None, :, None],
         columns.clamp(0, width - 1)[:, None, None, :],
     ]
+
+
+def _shift_lines(frames: np.ndarray, moves: np.ndarray) -> np.ndarray:
+    """The same in runs of memory: whole lines, for all samples that move alike to the side."""
+    num_samples, num_frames, height, width, channels = frames.shape
+    lines = frames.reshape(-1, width * channels)
+    rows = (np.arange(height) + moves[:, :1]).clip(0, height - 1)
+    images = np.arange(num_samples * num_frames).reshape(num_samples, num_frames, 1)
+    places = images * height + rows[:, None]  # (B, T, H)
+    shifted = np.empty_like(frames)
+    sideways = moves[:, 1].clip(1 - width, width - 1)
+    for move in np.unique(sideways).tolist():
+        samples = np.flatnonzero(sideways == move)
+        part = lines.take(places[samples], axis=0).reshape(-1, *frames.shape[1:])
+        first, last = max(0, -move), width - max(0, move)
+        shifted[samples, :, :, first:last] = part[:, :, :, first + move : last + move]
+        shifted[samples, :, :, :first] = part[:, :, :, :1]
+        shifted[samples, :, :, last:] = part[:, :, :, -1:]
+    return shifted
 
 
 def _build_kornia(texts: Sequence[str]) -> torch.nn.Module:

@@ -1,4 +1,4 @@
-"""Whether a split is held in memory or streamed, decided from sizes before anything is read."""
+"""Where a split's frames live, decided from sizes before anything is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from deflow_vision.datasets.store import Split
 from deflow_vision.types import UserError
 
-Residency = Literal["auto", "ram", "stream"]
+Residency = Literal["auto", "device", "ram", "stream"]
 WINDOW_BLOCKS = 128
 _GIB = 1 << 30
 
@@ -23,7 +23,7 @@ class MemoryPlan:
     """What a sampler will hold in memory.
 
     Attributes:
-        residency: "ram" or "stream".
+        residency: "device", "ram" or "stream".
         why: what decided it, in words.
         num_frames: N.
         frame_shape: of a stored observation.
@@ -31,10 +31,11 @@ class MemoryPlan:
         column_bytes: bytes of actions, rewards and masks, which are always in memory.
         block_length: frames of a block of `stream`.
         window_blocks: blocks of a window, over all streams.
-        window_bytes: bytes of the two windows that this process holds at once.
+        window_rows: frames that a window of one stream has room for.
+        window_bytes: bytes of the two windows of each of this process's streams.
     """
 
-    residency: Literal["ram", "stream"]
+    residency: Literal["device", "ram", "stream"]
     why: str
     num_frames: int
     frame_shape: tuple[int, ...]
@@ -42,6 +43,7 @@ class MemoryPlan:
     column_bytes: int
     block_length: int
     window_blocks: int
+    window_rows: int
     window_bytes: int
 
     @property
@@ -51,9 +53,9 @@ class MemoryPlan:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes that the sampler holds."""
-        frames = self.raw_bytes if self.residency == "ram" else self.window_bytes
-        return frames + self.column_bytes
+        """Bytes of host memory that the sampler holds."""
+        frames = {"device": 0, "ram": self.raw_bytes, "stream": self.window_bytes}
+        return frames[self.residency] + self.column_bytes
 
     def describe(self) -> str:
         """The plan as a few lines of text."""
@@ -63,6 +65,8 @@ class MemoryPlan:
             f"residency     {self.residency}: {self.why}",
             f"in memory     {self.total_bytes / _GIB:.2f} GiB",
         ]
+        if self.residency == "device":
+            lines[-1] += f", and {self.raw_bytes / _GIB:.2f} GiB on the device"
         if self.residency == "stream":
             lines.append(
                 f"blocks        {self.block_length} frames, {self.window_blocks} in a window, two "
@@ -81,19 +85,22 @@ def plan_residency(
     streams: Sequence[int] = (0,),
     block_length: int | None = None,
     window_blocks: int = WINDOW_BLOCKS,
+    device_bytes: int = 0,
 ) -> MemoryPlan:
     """Choose where a split's frames live. Reads and allocates nothing.
 
     Args:
         split: the split.
         budget_bytes: what the sampler may hold; by default half of the memory available.
-        residency: "auto" takes "ram" where all fits the budget, else "stream".
+        residency: "auto" takes "device" where the observations fit into half of `device_bytes`,
+            else "ram" where all fits the budget, else "stream".
         frame_stack: frames of an observation.
         num_streams: streams of the run.
         streams: those of this process.
         block_length: frames of a block; by default a chunk of the store.
         window_blocks: blocks of a window, over all streams. It does not follow the budget: the
             rows of a batch depend on it, and they must not depend on the machine.
+        device_bytes: free memory of the device that is trained on, 0 where it has none of its own.
 
     Returns:
         The plan.
@@ -108,18 +115,23 @@ def plan_residency(
     length = block_length or int(split.observations.chunks[0])
     if length < 1 or window_blocks < 1:
         raise UserError(f"blocks of {length} frames, {window_blocks} a window: both must be >= 1.")
-    blocks_held = 2 * len(streams) * max(1, window_blocks // num_streams)
-    window_bytes = blocks_held * (length + frame_stack) * frame_bytes
+    blocks = min(max(1, window_blocks // num_streams), -(-split.num_states // length) + 1)
+    window_rows = blocks * (min(length, split.num_states) + frame_stack)
     raw = split.num_states * frame_bytes
     limit = f"a budget of {budget / _GIB:.2f} GiB"
+    device_limit = f"the device's free memory, {device_bytes / _GIB:.2f} GiB"
+    chosen: Literal["device", "ram", "stream"]
     if residency == "auto":
-        fits = raw + column_bytes <= budget
-        chosen: Literal["ram", "stream"] = "ram" if fits else "stream"
-        why = f"all observations are {'within' if fits else 'more than'} {limit}"
-    elif residency in ("ram", "stream"):
+        if raw <= device_bytes // 2:
+            chosen, why = "device", f"all observations are within half of {device_limit}"
+        elif raw + column_bytes <= budget:
+            chosen, why = "ram", f"all observations are within {limit}"
+        else:
+            chosen, why = "stream", f"all observations are more than {limit}"
+    elif residency in ("device", "ram", "stream"):
         chosen, why = residency, "as asked"
     else:
-        raise UserError(f"residency {residency!r}: the choices are auto, ram and stream.")
+        raise UserError(f"residency {residency!r}: the choices are auto, device, ram and stream.")
     plan = MemoryPlan(
         residency=chosen,
         why=why,
@@ -129,8 +141,17 @@ def plan_residency(
         column_bytes=column_bytes,
         block_length=length,
         window_blocks=window_blocks,
-        window_bytes=window_bytes,
+        window_rows=window_rows,
+        window_bytes=2 * len(streams) * window_rows * frame_bytes,
     )
+    if chosen == "device" and raw > device_bytes:
+        raise UserError(
+            f"residency device needs {raw / _GIB:.2f} GiB, more than {device_limit}: take "
+            "residency ram or stream."
+            if device_bytes
+            else "residency device keeps the observations on a GPU, and this run has none: take "
+            "residency ram or stream."
+        )
     if chosen == "stream" and plan.total_bytes > budget:
         raise UserError(
             f"windows of {window_blocks} blocks of {length} frames need "

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-
+from deflow_vision.datasets.draws import Epochs, Uniform
+from deflow_vision.datasets.mixing import measure_mixing
 from deflow_vision.datasets.residency import (
     WINDOW_BLOCKS,
     MemoryPlan,
@@ -18,10 +18,9 @@ from deflow_vision.datasets.schema import read_all
 from deflow_vision.datasets.store import Split
 from deflow_vision.datasets.stream import StreamSampler
 from deflow_vision.datasets.transitions import Columns, Transitions
-from deflow_vision.seeding import derive_seed
 from deflow_vision.types import FrameBatch, UserError
 
-__all__ = ["MemoryPlan", "RamSampler", "Sampler", "make_sampler", "plan_residency"]
+__all__ = ["MemoryPlan", "Sampler", "UniformSampler", "make_sampler", "plan_residency"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,10 +36,6 @@ class Sampler(Protocol):
 
     def batch(self, step: int) -> FrameBatch:
         """This process's part of the batch of `step`: its streams' parts, in order."""
-        ...
-
-    def describe(self) -> str:
-        """Where the frames live and how they mix, as a few lines of text."""
         ...
 
     def close(self) -> None:
@@ -63,6 +58,7 @@ def make_sampler(
     budget_bytes: int | None = None,
     block_length: int | None = None,
     window_blocks: int = WINDOW_BLOCKS,
+    device_bytes: int = 0,
 ) -> Sampler:
     """A sampler of a split for one goal.
 
@@ -74,12 +70,14 @@ def make_sampler(
         seed: the run's seed.
         num_streams: into how many parts a batch is cut; part of the run's configuration.
         streams: the parts that this process takes.
-        residency: "ram", "stream", or "auto" (see `plan_residency`).
+        residency: "device", "ram", "stream", or "auto" (see `plan_residency`). With "device" the
+            batches hold the numbers of frames: the caller has the frames there.
         fields: optional fields of the batch, see `Columns`.
         discount: gamma of `mc_returns`.
         budget_bytes: see `plan_residency`.
         block_length: see `plan_residency`.
         window_blocks: see `plan_residency`.
+        device_bytes: see `plan_residency`.
 
     Returns:
         The sampler; `close` it when done.
@@ -105,72 +103,53 @@ def make_sampler(
         streams=streams,
         block_length=block_length,
         window_blocks=window_blocks,
+        device_bytes=device_bytes,
     )
-    _log.info("%s split\n%s", split.name, plan.describe())
-    columns = Columns(split, goal, index, fields, discount)
-    if plan.residency == "ram":
-        return RamSampler(
-            split, columns, index, plan, batch_size // num_streams, seed=seed, streams=streams
-        )
-    return StreamSampler(
-        split,
-        columns,
+    rows = batch_size // num_streams
+    uniform = Uniform(index, rows, seed=seed, streams=streams)
+    epochs = Epochs(
         index,
-        plan,
-        batch_size // num_streams,
+        rows,
+        block_length=plan.block_length,
+        window_blocks=plan.window_blocks,
         seed=seed,
         num_streams=num_streams,
         streams=streams,
     )
+    mixing = (
+        measure_mixing(epochs).describe(measure_mixing(uniform))
+        if plan.residency == "stream"
+        else f"uniform with replacement over {len(index):,} transitions"
+    )
+    _log.info("%s split\n%s\nmixing        %s", split.name, plan.describe(), mixing)
+    columns = Columns(split, goal, index, fields, discount)
+    if plan.residency == "stream":
+        return StreamSampler(split, columns, epochs, plan)
+    return UniformSampler(split, columns, uniform, plan)
 
 
-class RamSampler:
-    """All frames in memory; transitions uniform with replacement, as the reference draws them.
+class UniformSampler:
+    """Uniform draws, with all frames in memory, or on the device already.
 
     Args:
-        split: the split, read whole.
+        split: the split, read whole where its frames are held here.
         columns: what a batch takes besides frames.
-        index: the split's transitions.
-        plan: for `describe`.
-        rows: transitions a stream and step.
-        seed: the run's seed.
-        streams: the streams of this process.
+        draws: which transitions make a batch.
+        plan: "ram", or "device", where a batch has the numbers of the frames in their place.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        columns: Columns,
-        index: Transitions,
-        plan: MemoryPlan,
-        rows: int,
-        *,
-        seed: int,
-        streams: Sequence[int],
-    ) -> None:
-        self.transitions_per_epoch = len(index)
-        self._columns, self._index, self._plan = columns, index, plan
-        self._rows, self._seed, self._streams = rows, seed, tuple(streams)
-        self._observations = read_all(split.observations)
+    def __init__(self, split: Split, columns: Columns, draws: Uniform, plan: MemoryPlan) -> None:
+        self.transitions_per_epoch = len(draws.index)
+        self._columns, self._draws = columns, draws
+        self._observations = read_all(split.observations) if plan.residency == "ram" else None
 
     def batch(self, step: int) -> FrameBatch:
         """This process's part of the batch of `step`."""
-        transitions = np.concatenate(
-            [
-                np.random.default_rng(derive_seed(self._seed, "batch", step, stream)).integers(
-                    self.transitions_per_epoch, size=self._rows
-                )
-                for stream in self._streams
-            ]
-        )
-        states = self._index.states(transitions)
-        return self._columns.batch(self._observations[self._index.frames(states)], states)
-
-    def describe(self) -> str:
-        """The memory plan, and how transitions are drawn."""
-        drawn = f"uniform with replacement over {self.transitions_per_epoch:,} transitions"
-        return f"{self._plan.describe()}\nmixing        {drawn}"
+        states = self._draws.states(step)
+        places = self._draws.index.frames(states)
+        frames = places if self._observations is None else self._observations[places]
+        return self._columns.batch(frames, states)
 
     def close(self) -> None:
         """Drop the frames."""
-        self._observations = self._observations[:0]
+        self._observations = None

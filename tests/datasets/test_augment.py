@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from deflow_vision.datasets.augment import KORNIA_PRESETS, Augmentation, AugmentConfig, shift
+from deflow_vision.datasets.augment import (
+    KORNIA_PRESETS,
+    Augmentation,
+    AugmentConfig,
+    _shift_pixels,
+    shift,
+)
 from deflow_vision.seeding import derive_seed
 
 ALWAYS = AugmentConfig(probability=1.0)
@@ -30,6 +36,16 @@ def test_shift_equals_padding_and_cropping_each_sample():
     offsets = torch.tensor([[0, 0], [6, 6], [3, 3], [0, 6], [5, 1], [2, 4]])
     expected = shifted_one_by_one(frames.numpy(), offsets.numpy(), padding=3)
     np.testing.assert_array_equal(shift(frames, offsets, padding=3).numpy(), expected)
+
+
+@pytest.mark.parametrize("padding", [3, 12])
+def test_shift_on_a_gpu_and_on_a_cpu_are_the_same(padding):
+    frames = random_frames()
+    rng = np.random.default_rng(0)
+    offsets = torch.from_numpy(rng.integers(0, 2 * padding, size=(6, 2), endpoint=True))
+    expected = shifted_one_by_one(frames.numpy(), offsets.numpy(), padding)
+    np.testing.assert_array_equal(shift(frames, offsets, padding).numpy(), expected)
+    np.testing.assert_array_equal(_shift_pixels(frames, offsets - padding).numpy(), expected)
 
 
 def test_shift_repeats_the_edge_pixels():

@@ -96,7 +96,7 @@ def test_actions_stay_inside_the_open_interval(tmp_path):
     [
         ({"num_streams": 3}, "8 does not divide into 3"),
         ({"num_streams": 2, "streams": [2]}, "0 to 1"),
-        ({"residency": "disk"}, "'disk': the choices are auto, ram and stream"),
+        ({"residency": "disk"}, "'disk': the choices are auto, device, ram and stream"),
         ({"batch_size": 32, "num_streams": 16}, "14 transitions for 16"),
         ({"budget_bytes": 100}, "take residency stream"),
         ({"budget_bytes": 100, "residency": "stream"}, "lower --data.window-blocks"),

@@ -166,9 +166,8 @@ def test_altered_block_is_named_when_its_window_is_read(make_store):
     sampler.close()
 
 
-def test_description_tells_blocks_windows_and_mixing(make_store):
-    sampler = sampler_of(make_store((20, 7, 31)))
-    text = sampler.describe()
-    sampler.close()
-    assert "4 frames, 2 in a window, two windows" in text
-    assert "a batch of 6 holds" in text
+def test_plan_and_mixing_are_logged_before_anything_is_read(make_store, caplog):
+    with caplog.at_level("INFO"):
+        sampler_of(make_store((20, 7, 31))).close()
+    assert "4 frames, 2 in a window, two windows" in caplog.text
+    assert "episodes in a batch (drawn uniformly: " in caplog.text
