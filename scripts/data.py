@@ -16,6 +16,7 @@ from deflow_vision.types import UserError
 
 Name = Annotated[str, tyro.conf.Positional]
 Folder = Annotated[Path, tyro.conf.Positional]
+Place = Annotated[str, tyro.conf.Positional]
 
 
 def collect(
@@ -97,7 +98,7 @@ def convert(source: Name, dataset: str | None = None, path: Path | None = None) 
 
 
 def render(
-    source: Folder,
+    source: Place,
     path: Path | None = None,
     resolution: int = 64,
     render_profile: str = "official",
@@ -107,7 +108,7 @@ def render(
     """Draw the states of a store: a pixel dataset with its actions, states and goals.
 
     Args:
-        source: the folder of a cube, scene or puzzle store, of states or of pixels.
+        source: the folder or address of a cube, scene or puzzle store, of states or of pixels.
         path: the new store's folder; by default visual-<dataset>.zarr in $DEFLOW_DATA, or data/.
         resolution: pixels a side; training and evaluation take that of the store.
         render_profile: how frames are drawn: official, fast or draft. Evaluation draws as the store
@@ -145,11 +146,11 @@ def relabel(path: Folder) -> None:
     print(f"{path} is complete; `python scripts/data.py info {path}` shows what it holds.")
 
 
-def info(path: Folder, sheet: Path | None = None, video: Path | None = None) -> None:
+def info(path: Place, sheet: Path | None = None, video: Path | None = None) -> None:
     """Print the dataset card of a store: origin, counts, rewards and masks of each goal, sizes.
 
     Args:
-        path: the store's folder.
+        path: the store's folder, or its address, such as s3://bucket/name.zarr.
         sheet: a PNG file for frames of four episodes, a row each, of a pixel dataset.
         video: an MP4 file for its first episode, in 300 frames where it has more.
     """
@@ -175,12 +176,12 @@ def info(path: Folder, sheet: Path | None = None, video: Path | None = None) -> 
 
 
 def verify(
-    path: Folder, render: bool = False, frames: int = 32, picture: Path | None = None
+    path: Place, render: bool = False, frames: int = 32, picture: Path | None = None
 ) -> None:
     """Read a whole store and check every digest and every invariant; exit code 1 if one fails.
 
     Args:
-        path: the store's folder.
+        path: the store's folder, or its address, which is read twice.
         render: draw stored states again too, and compare; exit code 1 if a frame is unlike.
         frames: how many of them.
         picture: a PNG file for the least like one: as stored, as drawn, eight times the difference.
@@ -199,7 +200,7 @@ def verify(
         _compare_frames(path, frames, picture)
 
 
-def _compare_frames(path: Path, frames: int, picture: Path | None) -> None:
+def _compare_frames(path: str, frames: int, picture: Path | None) -> None:
     from deflow_vision.datasets.likeness import likeness_of
 
     likeness = likeness_of(path, frames)
@@ -215,7 +216,7 @@ def _compare_frames(path: Path, frames: int, picture: Path | None) -> None:
 
 
 def suggest_delta(
-    path: Folder,
+    path: Place,
     k: int = 5,
     samples: int = 10_000,
     seed: int = 0,
@@ -225,7 +226,7 @@ def suggest_delta(
     """Suggest DeFlow's target_divergence: how much the actions around a state differ in a store.
 
     Args:
-        path: the store's folder.
+        path: the store's folder or address.
         k: nearest states whose actions are compared.
         samples: states to look around; the neighbours are searched in the whole training split.
         seed: of the sample.

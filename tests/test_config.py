@@ -136,7 +136,7 @@ def test_a_short_name_becomes_the_canonical_one_and_finds_its_store(monkeypatch)
     monkeypatch.setenv("DEFLOW_DATA", "/stores")
     config = load(["--task", "visual-cube-double-play"])
     assert config.task == "visual-cube-double-play-task1"
-    assert config.data.path == Path("/stores/visual-cube-double-play-v0.zarr")
+    assert config.data.path == "/stores/visual-cube-double-play-v0.zarr"
 
 
 def test_later_layers_win_over_earlier_ones(layer):
@@ -193,7 +193,7 @@ def test_every_preset_composes_with_state_and_pixels(preset):
 
 def test_the_demo_reads_the_store_that_comes_with_the_repository():
     config = compose("visual-cube-double-play", preset="demo")
-    assert config.data.path == Path("data/samples/visual-cube-double-play-v0.zarr")
+    assert config.data.path == "data/samples/visual-cube-double-play-v0.zarr"
     assert (config.batch_size, config.mixed_precision) == (64, "fast")
     assert (config.encoder.sharing, config.data.frame_stack) == ("shared", 3)
     assert (config.eval.episodes, config.eval.max_episode_steps) == (2, 200)
@@ -427,7 +427,7 @@ def test_an_own_environment_takes_no_published_settings_and_names_its_run(tmp_pa
     monkeypatch.setenv("DEFLOW_DATA", "/stores")
     config = load(["--env", "my_package.mine:make", "--agent.discount", "0.9"])
     assert (config.env, config.task) == ("my_package.mine:make", "my_package.mine.make")
-    assert config.data.path == Path("/stores/my_package.mine.make.zarr")
+    assert config.data.path == "/stores/my_package.mine.make.zarr"
     assert (config.agent.discount, config.agent.target_divergence) == (
         0.9,
         AGENTS["deflow"].Config().target_divergence,
@@ -439,7 +439,7 @@ def test_an_own_environment_takes_no_published_settings_and_names_its_run(tmp_pa
 def test_an_own_environment_may_stand_in_a_file_under_a_name_of_its_own(layer):
     path = layer("{env: 'mine:make', task: pusher, data: {path: x.zarr}}")
     config = load(["--config", path])
-    assert (config.env, config.task, config.data.path) == ("mine:make", "pusher", Path("x.zarr"))
+    assert (config.env, config.task, config.data.path) == ("mine:make", "pusher", "x.zarr")
 
 
 @pytest.mark.parametrize(

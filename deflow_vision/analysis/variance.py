@@ -46,7 +46,7 @@ class Suggestion:
     published: float | None
 
     @classmethod
-    def of(cls, path: Path, *, k: int, samples: int, seed: int, metric: Metric) -> Suggestion:
+    def of(cls, path: Path | str, *, k: int, samples: int, seed: int, metric: Metric) -> Suggestion:
         """Search a store's training split.
 
         Args:

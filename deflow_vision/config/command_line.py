@@ -33,6 +33,8 @@ RESUMABLE = (
     "online_steps",
     "num_threads",
     "data.path",
+    "data.cache",
+    "data.retry_minutes",
     "eval.",
     "checkpoint.",
     "log.",
@@ -212,8 +214,8 @@ def _resolve(config: TrainConfig) -> TrainConfig:
     if config.env is None:  # else the store tells, when it is opened, whether it holds pixels
         task = resolve_task(config.task)
         dataset, frame_stack = task.dataset, frame_stack or (3 if task.pixels else 1)
-    path = config.data.path or data_root() / "{dataset}.zarr"
-    path = Path(str(path).replace("{dataset}", dataset))
+    path = config.data.path or str(data_root() / "{dataset}.zarr")
+    path = path.replace("{dataset}", dataset)
     return replace(config, data=replace(config.data, path=path, frame_stack=frame_stack))
 
 

@@ -22,9 +22,18 @@ Precision = Literal["no", "bf16"]
 class DataConfig:
     """Which transitions are trained on, and how they reach the device."""
 
-    path: Path | None = None
-    """The store, where {dataset} stands for the task's dataset. By default {dataset}.zarr in the
-    folder that DEFLOW_DATA names, else in data/."""
+    path: str | None = None
+    """The store's folder or address (s3://bucket/{dataset}.zarr; gs, az, http and https likewise),
+    where {dataset} stands for the task's dataset. By default {dataset}.zarr in the folder that
+    DEFLOW_DATA names, else in data/."""
+    cache: Path | None = None
+    """Folder that keeps blocks of stores at addresses for later epochs and runs, and for all
+    processes of a machine. By default deflow-vision in $XDG_CACHE_HOME, or in ~/.cache."""
+    cache_gib: float = 20.0
+    """The most that this folder holds, in GiB; 0 keeps nothing."""
+    retry_minutes: float = 5.0
+    """How long an address that does not answer is asked again before the run ends; its last
+    checkpoint stays."""
     residency: Literal["auto", "ram", "stream"] = "auto"
     """ram: all in memory, drawn uniformly. stream: bounded memory, each transition once an epoch,
     for what does not fit. auto: ram where it fits."""
@@ -46,6 +55,8 @@ class DataConfig:
         _at_least(1, "data.block_length", self.block_length)
         _at_least(1, "data.window_blocks", self.window_blocks)
         _at_least(1, "data.num_streams", self.num_streams)
+        _at_least(0, "data.cache_gib", self.cache_gib)
+        _at_least(0, "data.retry_minutes", self.retry_minutes)
 
 
 @dataclass(frozen=True)
@@ -227,6 +238,6 @@ def resolve_mixed_precision(requested: str, launched: str | None, has_bf16: bool
     return "bf16" if asked else "no"
 
 
-def _at_least(least: int, name: str, value: int | None) -> None:
+def _at_least(least: int, name: str, value: float | None) -> None:
     if value is not None and value < least:
         raise ValueError(f"{name} is {value}, must be at least {least}")

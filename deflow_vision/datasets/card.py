@@ -36,7 +36,7 @@ def facts(store: Store) -> dict[str, str]:
     """
     attributes, observations = store.attributes, store.train.observations
     logical = sum(a.nbytes for split in _splits(store) for a in _arrays(store, split).values())
-    disk = _disk_bytes(store.path)
+    disk = store.size()
     codec = observations.compressors[0].to_dict()["configuration"]
     return {
         "source": str(attributes["source"]),
@@ -48,7 +48,9 @@ def facts(store: Store) -> dict[str, str]:
         "actions": _row(store.train.actions),
         "simulator states": ", ".join(store.train.side) or "none",
         "versions": _words(attributes["versions"]),
-        "size": f"{_size(disk)} on disk for {_size(logical)}, {logical / disk:.1f} times smaller",
+        "size": (
+            f"{_size(disk)} on disk for {_size(logical)}, {_times(logical, disk)} times smaller"
+        ),
         "compression": (
             f"zstd level {codec['level']}, "
             f"{'every chunk with' if codec['checksum'] else 'WITHOUT'} a checksum"
@@ -113,11 +115,11 @@ def goal_facts(split: Split, goal: str) -> dict[str, str]:
     }
 
 
-def card(path: Path) -> Group:
+def card(path: Path | str) -> Group:
     """The card of a store, to print with rich, 80 columns wide or wider.
 
     Args:
-        path: the store's folder.
+        path: the store's folder or address.
 
     Raises:
         StoreError: it is missing, not a store, or incomplete.
@@ -156,23 +158,23 @@ def _sizes(store: Store) -> Table:
     digests: Mapping[str, str] = store.attributes["digests"]
     for split in _splits(store):
         for name, array in _arrays(store, split).items():
-            size = _disk_bytes(store.path / name)
-            times = f"{array.nbytes / size:.1f}"
+            size = store.size(name)
+            times = _times(array.nbytes, size)
             words = (name, _row(array), f"{array.chunks[0]:,}", _size(size), times)
             table.add_row(*words, digests[name][:12])
         tasks = {key: value for key, value in digests.items() if key.startswith(f"{split}/tasks/")}
         if tasks:
-            size = _disk_bytes(store.path / split / "tasks")
+            size = store.size(f"{split}/tasks")
             words = (f"{split}/tasks", f"{len(tasks)} arrays", "", _size(size), "")
             table.add_row(*words, _digest_of(tasks)[:12])
     return table
 
 
-def sheet_frames(path: Path, episodes: int = 4, pictures: int = 6) -> np.ndarray:
+def sheet_frames(path: Path | str, episodes: int = 4, pictures: int = 6) -> np.ndarray:
     """Evenly spaced frames of evenly spaced training episodes, a run of `pictures` each.
 
     Args:
-        path: a pixel store's folder.
+        path: a pixel store's folder or address.
         episodes: how many, fewer where there are fewer.
         pictures: of each.
 
@@ -191,11 +193,11 @@ def sheet_frames(path: Path, episodes: int = 4, pictures: int = 6) -> np.ndarray
     return _frames(split, np.concatenate(numbers))
 
 
-def film_frames(path: Path, at_most: int = 300) -> np.ndarray:
+def film_frames(path: Path | str, at_most: int = 300) -> np.ndarray:
     """The first training episode for a film, evenly thinned where it is long.
 
     Args:
-        path: a pixel store's folder.
+        path: a pixel store's folder or address.
         at_most: how many frames.
 
     Returns:
@@ -210,7 +212,7 @@ def film_frames(path: Path, at_most: int = 300) -> np.ndarray:
     return _frames(split, _spread(0, length - 1, min(at_most, length)))
 
 
-def _pixels(path: Path) -> Split:
+def _pixels(path: Path | str) -> Split:
     store = open_store(path)
     if store.train.pixels:
         return store.train
@@ -276,11 +278,13 @@ def _words(value: Any) -> str:
     return "not recorded" if value is None else str(value)
 
 
-def _size(count: int) -> str:
+def _times(logical: int, size: int | None) -> str:
+    return "?" if size is None else f"{logical / size:.1f}"
+
+
+def _size(count: int | None) -> str:
     """Bytes in the unit that suits them."""
+    if count is None:
+        return "?"
     power = min(3, int(math.log(max(count, 1), 1024)))
     return f"{count / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
-
-
-def _disk_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deflow_vision.datasets.address import refuse_address
 from deflow_vision.datasets.schema import StoreError, array_digests, create_array, open_root
 
 Labels = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -26,6 +27,7 @@ def add_goals(path: Path, goals: Mapping[str, Labels]) -> None:
     Raises:
         StoreError: not a store, or a length or a value that does not fit.
     """
+    refuse_address(path)
     path = Path(path)
     root = open_root(path, "r+")
     attributes = dict(root.attrs)

@@ -67,7 +67,7 @@ class Likeness:
         )
 
 
-def likeness_of(path: Path, num_frames: int) -> Likeness:
+def likeness_of(path: Path | str, num_frames: int) -> Likeness:
     """Draw states of a store again, with its own render profile and resolution, and compare.
 
     Args:

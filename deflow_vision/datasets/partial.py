@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from deflow_vision.datasets.address import refuse_address
 from deflow_vision.datasets.schema import StoreError, block_file, missing_block
 
 _FACTS = "facts"
@@ -224,3 +225,13 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
             for line in _differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))
         ]
     return [] if before == now else [f"  {name}: it has {before!r}, you ask for {now!r}"]
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise a `StoreError` if there is something at `path`, or it is an address."""
+    refuse_address(path)
+    if path.exists():
+        partial = Partial(path)
+        if not partial.store.exists():  # of a writer killed between its last two steps
+            partial.remove()
+        raise StoreError(f"{path} exists. Delete it first, or give another path.")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deflow_vision.datasets.address import refuse_address
 from deflow_vision.datasets.schema import StoreError, read_all
 from deflow_vision.datasets.store import add_goals, open_store
 from deflow_vision.envs.make import make_env
@@ -125,6 +126,7 @@ def relabel_store(path: Path) -> None:
         StoreError: it lacks the simulator states.
         UserError: it is not an OGBench dataset.
     """
+    refuse_address(path)
     store = open_store(path)
     task = resolve_dataset(str(store.attributes["env_id"]))
     if task.suite != "ogbench":

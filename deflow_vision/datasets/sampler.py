@@ -8,6 +8,7 @@ from typing import Protocol
 
 from deflow_vision.datasets.draws import Epochs, Uniform
 from deflow_vision.datasets.mixing import measure_mixing
+from deflow_vision.datasets.remote import uncached
 from deflow_vision.datasets.residency import (
     WINDOW_BLOCKS,
     MemoryPlan,
@@ -141,7 +142,9 @@ class UniformSampler:
     def __init__(self, split: Split, columns: Columns, draws: Uniform, plan: MemoryPlan) -> None:
         self.transitions_per_epoch = len(draws.index)
         self._columns, self._draws = columns, draws
-        self._observations = read_all(split.observations) if plan.residency == "ram" else None
+        self._observations = (
+            read_all(uncached(split.observations)) if plan.residency == "ram" else None
+        )
 
     def batch(self, step: int) -> FrameBatch:
         """This process's part of the batch of `step`."""

@@ -24,7 +24,7 @@ SIDE_DTYPES = {"qpos": "float32", "qvel": "float32", "button_states": "int64"}
 ZSTD_LEVEL = 3
 _CHUNK_BYTES = 3 << 20  # 256 frames of 64 x 64 x 3
 _MAX_CHUNK_ROWS = 4096
-_THREADS = 4  # that decode an array at once
+_THREADS = 4  # that fetch and decode blocks at once; both leave Python's lock to others
 
 
 class StoreError(UserError):
@@ -130,7 +130,7 @@ def read_rows(array: Any, start: int, stop: int, out: np.ndarray | None = None) 
         first, last = block * size, min((block + 1) * size, array.shape[0])
         low, high = max(start, first), min(stop, last)
         try:
-            rows[low - start : high - start] = _block(array, block)[low - first : high - first]
+            rows[low - start : high - start] = _sound(array, block)[low - first : high - first]
         except StoreError:
             raise
         except (RuntimeError, ValueError, OSError) as error:
@@ -150,9 +150,28 @@ def read_all(array: Any) -> np.ndarray:
     def fill(start: int) -> None:
         read_rows(array, start, min(start + size, len(rows)), rows[start : start + size])
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(reads_at_once(array)) as pool:
         list(pool.map(fill, range(0, len(rows), size)))
     return rows
+
+
+def reads_at_once(array: Any) -> int:
+    """How many threads should read blocks of `array`: more where each waits for an address."""
+    return int(getattr(array.store, "reads_at_once", _THREADS))
+
+
+def _sound(array: Any, number: int) -> np.ndarray:
+    """A block; one that was damaged in the cache of an address is read from there again."""
+    try:
+        return _block(array, number)
+    except StoreError:
+        raise
+    except (RuntimeError, ValueError, OSError):
+        forget = getattr(array.store, "forget", None)
+        file = number * array.chunks[0] // rows_per_file(array)
+        if forget is None or not forget(block_file(array, Path(array.path), file).as_posix()):
+            raise
+        return _block(array, number)
 
 
 def _block(array: Any, number: int) -> np.ndarray:

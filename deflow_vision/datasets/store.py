@@ -14,21 +14,23 @@ from typing import Any
 
 import numpy as np
 
+from deflow_vision.datasets.address import locate
+from deflow_vision.datasets.block_cache import BlockCache
+from deflow_vision.datasets.checks import check_array
 from deflow_vision.datasets.goals import add_goals
+from deflow_vision.datasets.partial import refuse_existing
+from deflow_vision.datasets.remote import RETRY_SECONDS, open_remote
 from deflow_vision.datasets.schema import (
     FORMAT,
     SIDE_DTYPES,
     SPLITS,
     VERSION,
     StoreError,
-    array_digest,
     missing_block,
     open_root,
     read_all,
-    read_rows,
-    rows_per_file,
 )
-from deflow_vision.datasets.writer import StoreWriter, refuse_existing
+from deflow_vision.datasets.writer import StoreWriter
 from deflow_vision.tasks import d4rl_task
 
 __all__ = [
@@ -104,13 +106,13 @@ class Store:
     """An open, complete store.
 
     Attributes:
-        path: its folder.
+        path: its folder, or its address as text.
         attributes: what it says of itself: `source`, `env_id`, `seeds`, `versions`,
             `render_profile`, `notes`, `counts`, `digests`.
         splits: "train" and, unless None, "val".
     """
 
-    path: Path
+    path: Path | str
     attributes: dict[str, Any]
     splits: dict[str, Split | None]
 
@@ -126,25 +128,44 @@ class Store:
         """The validation split, if there is one."""
         return self.splits["val"]
 
+    def size(self, part: str = "") -> int | None:
+        """Bytes of its files, or of those below a group or an array; None where none are listed."""
+        if isinstance(self.path, str):
+            size: int | None = self.train.observations.store.size(part)
+            return size
+        return sum(file.stat().st_size for file in (self.path / part).rglob("*") if file.is_file())
 
-def open_store(path: Path) -> Store:
+    def close(self) -> None:
+        """Give up on reads that wait for an address that does not answer."""
+        self.train.observations.store.close()
+
+
+def open_store(
+    path: Path | str, cache: BlockCache | None = None, retry_seconds: float = RETRY_SECONDS
+) -> Store:
     """Open a store and check its format, version, completeness, shapes and counts.
 
     Cheap: contents are checked by `verify`, and by each block's checksum as it is read.
 
     Args:
-        path: the store's folder.
+        path: the store's folder, or its address, such as s3://bucket/name.zarr.
+        cache: keeps blocks of a store at an address.
+        retry_seconds: how long an address that does not answer is asked again.
 
     Returns:
         The store, read-only.
 
     Raises:
-        StoreError: it is missing, not a store, incomplete, of another version, or lacks an array.
+        StoreError: it is missing, not a store, incomplete, of another version, or lacks an array;
+            or its address cannot be reached or read.
     """
-    path = Path(path)
-    if not path.exists():
+    path = locate(path)
+    if isinstance(path, str):
+        root = open_remote(path, retry_seconds)
+    elif path.exists():
+        root = open_root(path, "r")
+    else:
         raise StoreError(missing_message(path, path.stem))
-    root = open_root(path, "r")
     attributes = dict(root.attrs)
     if attributes.get("format") != FORMAT:
         raise StoreError(
@@ -161,6 +182,8 @@ def open_store(path: Path) -> Store:
             f"{path} is incomplete: its writer did not finish. Delete it, then collect, download "
             "or convert it again."
         )
+    if isinstance(path, str):
+        root.store.keep(cache, attributes["digests"])
     splits = {
         name: _open_split(path, root, name, attributes) if name in attributes["counts"] else None
         for name in SPLITS
@@ -168,11 +191,11 @@ def open_store(path: Path) -> Store:
     return Store(path, attributes, splits)
 
 
-def verify(path: Path) -> list[str]:
+def verify(path: Path | str) -> list[str]:
     """Read a whole store and check every digest and every invariant.
 
     Args:
-        path: the store's folder.
+        path: the store's folder or address.
 
     Returns:
         What is wrong, a sentence each, with the array and the block; empty if all is well.
@@ -182,15 +205,16 @@ def verify(path: Path) -> list[str]:
     except StoreError as error:
         return [str(error)]
     problems = []
+    root = open_remote(store.path) if isinstance(store.path, str) else open_root(store.path, "r")
     for name, digest in store.attributes["digests"].items():
-        problems += _check_array(open_root(store.path, "r")[name], store.path / name, digest)
+        problems += check_array(root[name], store.path, digest)
     for split in store.splits.values():
         if split is not None:
             problems += _check_ends(split)
     return problems
 
 
-def _open_split(path: Path, root: Any, name: str, attributes: dict[str, Any]) -> Split:
+def _open_split(path: Path | str, root: Any, name: str, attributes: dict[str, Any]) -> Split:
     counts, arrays = attributes["counts"][name], {}
     prefix = f"{name}/"
     for key in attributes["digests"]:
@@ -214,33 +238,16 @@ def _open_split(path: Path, root: Any, name: str, attributes: dict[str, Any]) ->
     )
 
 
-def _open_array(path: Path, root: Any, key: str) -> Any:
+def _open_array(path: Path | str, root: Any, key: str) -> Any:
     try:
         array = root[key]
     except (KeyError, ValueError, OSError) as error:
         raise _lacks(path, f"array {key} is missing") from error
-    file = missing_block(array, path / key)
+    # At an address each block would be a request: there one that is absent is an error when read.
+    file = missing_block(array, path / key) if isinstance(path, Path) else None
     if file is not None:
         raise _lacks(path, f"array {key} lacks the block {file.relative_to(path)}")
     return array
-
-
-def _check_array(array: Any, directory: Path, digest: str) -> list[str]:
-    problems = []
-    step = rows_per_file(array)
-    for start in range(0, array.shape[0], step):
-        try:
-            rows = read_rows(array, start, min(start + step, array.shape[0]))
-        except StoreError as error:
-            problems.append(str(error))
-            continue
-        if array.path.endswith("/masks") and not np.isin(rows, (0, 1)).all():
-            problems.append(f"{array.path}: values other than 0 and 1 from row {start} on")
-        if not np.isfinite(rows).all():
-            problems.append(f"{array.path}: values that are not finite from row {start} on")
-    if not problems and array_digest(directory) != digest:
-        problems.append(f"{array.path}: its files are not those that were written (digest differs)")
-    return problems
 
 
 def _check_ends(split: Split) -> list[str]:
@@ -250,7 +257,7 @@ def _check_ends(split: Split) -> list[str]:
     return [f"{split.name}/episode_ends does not rise to the {split.num_states} stored states"]
 
 
-def _lacks(path: Path, what: str) -> StoreError:
+def _lacks(path: Path | str, what: str) -> StoreError:
     return StoreError(f"{path} is damaged: {what}. Collect, download or convert it again.")
 
 

@@ -9,13 +9,10 @@ import numpy as np
 
 from deflow_vision.datasets.draws import Epochs, Key, Order
 from deflow_vision.datasets.residency import MemoryPlan
-from deflow_vision.datasets.schema import read_rows
+from deflow_vision.datasets.schema import read_rows, reads_at_once
 from deflow_vision.datasets.store import Split
 from deflow_vision.datasets.transitions import Columns
 from deflow_vision.types import FrameBatch
-
-_READERS = 4
-"""Threads that fetch and decode blocks; both leave Python's lock to the training."""
 
 
 class _Window(NamedTuple):
@@ -42,7 +39,9 @@ class StreamSampler:
         self._windows: dict[Key, Future[_Window]] = {}
         self._spare: list[np.ndarray] = []
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="window")
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="block")
+        self._readers = ThreadPoolExecutor(
+            reads_at_once(split.observations), thread_name_prefix="block"
+        )
 
     def batch(self, step: int) -> FrameBatch:
         """This process's part of the batch of `step`; may span windows and epochs."""

@@ -17,7 +17,7 @@ import zarr
 
 from deflow_vision.datasets.columns import ENDS, Columns, fit_rows
 from deflow_vision.datasets.goals import Labels, fit_labels
-from deflow_vision.datasets.partial import Partial, Progress, sync
+from deflow_vision.datasets.partial import Partial, Progress, refuse_existing, sync
 from deflow_vision.datasets.schema import (
     FORMAT,
     SIDE_DTYPES,
@@ -288,12 +288,3 @@ class StoreWriter:
                 self._level,
             )
         return self._splits[name]
-
-
-def refuse_existing(path: Path) -> None:
-    """Raise a `StoreError` if there is something at `path`: stores are never overwritten."""
-    if path.exists():
-        partial = Partial(path)
-        if not partial.store.exists():  # of a writer killed between its last two steps
-            partial.remove()
-        raise StoreError(f"{path} exists. Delete it first, or give another path.")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 
-from deflow_vision.config import TrainConfig
+from deflow_vision.config import DataConfig, TrainConfig
+from deflow_vision.datasets.address import locate
+from deflow_vision.datasets.block_cache import BlockCache
 from deflow_vision.datasets.likeness import resolution_of
 from deflow_vision.datasets.store import Store, missing_message, open_store
 from deflow_vision.tasks import Task
@@ -13,17 +17,32 @@ from deflow_vision.types import Spec, UserError
 log = logging.getLogger(__name__)
 
 
+def open_configured(data: DataConfig) -> Store:
+    """Open the store that a resolved configuration names; one at an address, with its cache.
+
+    Raises:
+        UserError: there is none, it cannot be read, or the cache cannot be written.
+    """
+    path = locate(data.path or "")
+    if isinstance(path, Path):
+        return open_store(path)
+    cache = None
+    if data.cache_gib > 0:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deflow-vision"
+        cache = BlockCache((data.cache or folder).expanduser(), int(data.cache_gib * 2**30))
+    return open_store(path, cache, retry_seconds=60 * data.retry_minutes)
+
+
 def open_task_store(config: TrainConfig, task: Task) -> Store:
     """Open the dataset of a task and check that it is that dataset.
 
     Raises:
         UserError: there is none, or it is of another task or kind of observation.
     """
-    path = config.data.path
-    assert path is not None  # a resolved configuration names it
-    if not path.exists():
+    path = locate(config.data.path or "")
+    if isinstance(path, Path) and not path.exists():
         raise UserError(missing_message(path, task.dataset))
-    store = open_store(path)
+    store = open_configured(config.data)
     have = store.attributes["env_id"]
     if have != task.dataset:
         raise UserError(

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from deflow_vision.config import TrainConfig
+from deflow_vision.datasets.address import locate
 from deflow_vision.datasets.schema import read_all
-from deflow_vision.datasets.store import Store, open_store
+from deflow_vision.datasets.store import Store
 from deflow_vision.envs.own import EnvFacts, examine
 from deflow_vision.tasks import Task
+from deflow_vision.training.dataset import open_configured
 from deflow_vision.types import UserError
 
 log = logging.getLogger(__name__)
@@ -32,15 +34,14 @@ def open_own_task(config: TrainConfig) -> tuple[Task, Store]:
     Raises:
         UserError: one of them is missing or cannot be used, or they do not fit each other.
     """
-    path, env = config.data.path, config.env
-    assert path is not None  # a resolved configuration names it
+    path, env = locate(config.data.path or ""), config.env
     assert env is not None
-    if not path.exists():
+    if isinstance(path, Path) and not path.exists():
         raise UserError(
             f'there is no dataset at {path}: write your episodes into one with StoreWriter ("Your '
             'own data" in data/README.md), or pass its place as --data.path.'
         )
-    store = open_store(path)
+    store = open_configured(config.data)
     if GOAL not in store.train.goals():
         raise UserError(
             f"{path} has no rewards for {GOAL}, only for {', '.join(store.train.goals()) or 'no'} "
@@ -78,7 +79,7 @@ def open_own_task(config: TrainConfig) -> tuple[Task, Store]:
 
 
 def check_env(
-    env: str, shape: tuple[int, ...], dtype: str, action_dim: int, other: Path
+    env: str, shape: tuple[int, ...], dtype: str, action_dim: int, other: Path | str
 ) -> EnvFacts:
     """Look at somebody's own environment, and hold its spaces against other ones.
 

@@ -55,7 +55,7 @@ def create_run_folder(
     record = describe_environment() | {
         "spec": asdict(spec),
         "dataset": {
-            "path": str(store.path.resolve()),
+            "path": str(store.path.resolve() if isinstance(store.path, Path) else store.path),
             "digests": store.attributes["digests"],
             "versions": store.attributes["versions"],
             "render_profile": store.attributes["render_profile"],
@@ -104,7 +104,7 @@ def find_dataset(run_dir: Path) -> Store | None:
     """The dataset of a run, if it is still where it was, and the same."""
     dataset = _read_record(run_dir)["dataset"]
     try:
-        store = open_store(Path(dataset["path"]))
+        store = open_store(dataset["path"])
     except StoreError:
         return None
     return store if store.attributes["digests"] == dataset["digests"] else None

@@ -36,6 +36,9 @@ from deflow_vision.training.progress import TrainingProgress
 from deflow_vision.training.run_folder import create_run_folder, write_atomically
 from deflow_vision.types import Spec, UserError
 
+PLACE = ("path", "cache", "cache_gib", "retry_minutes")
+"""Settings of the data that say where they are, which a checkpoint does not depend on."""
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -248,7 +251,10 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
         divergence=divergence,
     )
     with setup.closing:
-        yield setup
+        try:
+            yield setup
+        finally:
+            store.close()  # first, so that no thread that is closed still waits for an address
     accelerator.end_training()
 
 
@@ -259,6 +265,6 @@ def identity(config: TrainConfig, store: Store) -> dict[str, Any]:
     digests = store.attributes["digests"]
     return {
         **{key: values[key] for key in keys},
-        "data": {key: value for key, value in values["data"].items() if key != "path"},
+        "data": {key: value for key, value in values["data"].items() if key not in PLACE},
         "dataset": {name: digests[name] for name in sorted(digests) if name.startswith("train/")},
     }
