@@ -78,7 +78,8 @@ class BlockCache:
                 return
             with part.open("r+b") as file:
                 file.write(value)
-            part.replace(path)
+            with self._tally():  # or a process that counts might miss it between its two names
+                part.replace(path)
         except FileNotFoundError:
             return  # another process made room
         except OSError as error:
