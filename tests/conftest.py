@@ -1,7 +1,13 @@
 """Shapes and types are checked in tests, and only there: jaxtyping's import hook with beartype."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 import torch
 from jaxtyping import install_import_hook
+
+from tests.servers import S3, Web
 
 torch.set_num_threads(1)  # tensors here are tiny: more threads only wait for each other
 
@@ -14,3 +20,26 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    server = S3()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """A bucket that the usual environment variables lead to."""
+    for name, value in s3_server.variables.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Web]:
+    """A web server of the test's folder."""
+    server = Web(tmp_path)
+    yield server
+    server.close()

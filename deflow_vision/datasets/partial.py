@@ -53,6 +53,7 @@ class Partial:
     """
 
     def __init__(self, path: Path) -> None:
+        refuse_address(path)
         self._path = path
         self.folder = path.with_name(f"{path.name}.partial")
         self.store = self.folder / "store"
@@ -229,9 +230,8 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
 
 def refuse_existing(path: Path) -> None:
     """Raise a `StoreError` if there is something at `path`, or it is an address."""
-    refuse_address(path)
+    partial = Partial(path)
     if path.exists():
-        partial = Partial(path)
         if not partial.store.exists():  # of a writer killed between its last two steps
             partial.remove()
         raise StoreError(f"{path} exists. Delete it first, or give another path.")
