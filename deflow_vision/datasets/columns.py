@@ -1,16 +1,42 @@
-"""The arrays of a split that grow together, row by row."""
+"""The arrays of a split that grow together, row by row.
+
+Their blocks are encoded and written here, to the bytes that zarr would write: what it adds to each
+takes as long as the encoding, and its `append` writes the array's description anew each time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numcodecs.zstd import Zstd
 
 from deflow_vision.datasets.schema import StoreError, block_file, create_array
 
 ENDS = "episode_ends"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block that is to be written.
+
+    Attributes:
+        file: where.
+        rows: all of the block's rows.
+        level: zstd's compression level.
+    """
+
+    file: Path
+    rows: np.ndarray
+    level: int
+
+    def write(self) -> None:
+        """Encode and write it. Threads may do so at once."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_bytes(Zstd(self.level, checksum=True).encode(self.rows))
 
 
 class Columns:
@@ -42,15 +68,27 @@ class Columns:
         for name, (shape, dtype) in layout.items():
             rows = chunk if name == "observations" else None
             array = create_array(group, name, shape, dtype, rows, level)
-            self.by_name[name] = Column(array, directory / name)
+            self.by_name[name] = Column(array, directory / name, level)
 
-    def append(self, values: Mapping[str, np.ndarray], length: int) -> None:
-        """Append an episode of `length` states: so many rows of every array but the ends."""
-        for name, rows in values.items():
-            self.by_name[name].append(rows)
-        self.by_name[ENDS].append(np.array([self.states + length]))
+    def append(self, values: Mapping[str, np.ndarray], length: int) -> list[Block]:
+        """Append an episode of `length` states: so many rows of every array but the ends.
+
+        Args:
+            values: the rows by array, which are not changed afterwards.
+            length: how many.
+
+        Returns:
+            The blocks that it completed, to be written.
+        """
+        ends = np.array([self.states + length])
+        blocks = [
+            block
+            for name, column in self.by_name.items()
+            for block in column.append(ends if name == ENDS else values[name])
+        ]
         self.episodes += 1
         self.states += length
+        return blocks
 
     def counts(self) -> dict[str, int]:
         """How much was appended, in states, episodes and transitions."""
@@ -61,80 +99,118 @@ class Columns:
         }
 
     def count(self, name: str) -> int:
-        """Rows of an array, those that fill no chunk yet included."""
+        """Rows of an array, those that fill no block yet included."""
         return self.episodes if name == ENDS else self.states
 
-    def flush(self) -> None:
-        """Write all that is pending, as last and smaller chunks: nothing can be appended then."""
-        for column in self.by_name.values():
-            column.flush()
+    def finish(self) -> list[Block]:
+        """Give the arrays their length. Nothing can be appended then.
 
-    def take_written(self) -> list[Path]:
-        """The files of chunks that were written since this was called before."""
-        return [file for column in self.by_name.values() for file in column.take_written()]
+        Returns:
+            The last blocks, filled up with zeros, to be written.
+        """
+        return [
+            block
+            for name, column in self.by_name.items()
+            for block in column.finish(self.count(name))
+        ]
+
+    def take_files(self) -> list[Path]:
+        """The files of blocks that were completed since this was called before."""
+        return [file for column in self.by_name.values() for file in column.take_files()]
 
 
 class Column:
-    """Appends to one array in whole chunks: a chunk written in parts is encoded anew each time.
+    """Cuts the rows of one array into blocks.
 
     Args:
-        array: a `zarr.Array`; the rows that it has fill its chunks.
+        array: an empty `zarr.Array`.
         directory: its folder.
+        level: zstd's compression level.
     """
 
-    def __init__(self, array: Any, directory: Path) -> None:
+    def __init__(self, array: Any, directory: Path, level: int) -> None:
         self.array = array
         self._directory = directory
-        self._pending: list[np.ndarray] = []
-        self._count = 0
+        self._level = level
+        self._size = int(array.chunks[0])
+        self._rest: list[np.ndarray] = []
+        self._held = 0  # rows in it
+        self._next = 0
         self._taken = 0
 
-    def append(self, rows: np.ndarray) -> None:
-        """Append rows, (n, ...)."""
-        self._pending.append(np.array(rows))  # a copy: the caller may reuse its buffer
-        self._count += len(rows)
-        chunk = self.array.chunks[0]
-        if self._count >= chunk:
-            block = np.concatenate(self._pending)
-            whole = self._count - self._count % chunk
-            self.array.append(block[:whole])
-            self._pending, self._count = [block[whole:].copy()], self._count - whole
+    def append(self, rows: np.ndarray) -> Iterator[Block]:
+        """Append rows, (n, ...), and cut off the blocks that are complete."""
+        while self._held + len(rows) >= self._size:
+            first, rows = np.split(rows, [self._size - self._held])
+            yield self._block(np.concatenate([*self._rest, first]) if self._rest else first)
+            self._rest, self._held = [], 0
+        if len(rows):
+            self._rest.append(rows.copy())  # not a view, which would hold on to the whole episode
+            self._held += len(rows)
 
-    def flush(self) -> None:
-        """Write the rows that fill no chunk."""
-        if self._count:
-            self.array.append(self.pending())
-            self._pending, self._count = [], 0
+    def go_on(self, block: int, rows: np.ndarray) -> None:
+        """Begin where another writer was: with block `block`, of which `rows` are there."""
+        self._next = self._taken = block
+        self._rest, self._held = [rows], len(rows)
 
-    def pending(self) -> np.ndarray:
-        """A copy of the rows that fill no chunk yet."""
+    def finish(self, count: int) -> Iterator[Block]:
+        """Fill up the last block, and give the array its length."""
+        rest = self.rest()
+        if len(rest):
+            padding = np.zeros((self._size - len(rest), *rest.shape[1:]), rest.dtype)
+            yield self._block(np.concatenate([rest, padding]))
+        self.array.resize((count, *self.array.shape[1:]))
+
+    def rest(self) -> np.ndarray:
+        """The rows that fill no block yet."""
         empty = np.zeros((0, *self.array.shape[1:]), self.array.dtype)
-        return np.concatenate([empty, *self._pending])
+        return np.concatenate([empty, *self._rest])
 
-    def take_written(self) -> list[Path]:
-        """The files of chunks that were written since this was called before."""
-        first, self._taken = self._taken, -(-self.array.shape[0] // self.array.chunks[0])
-        return [block_file(self.array, self._directory, i) for i in range(first, self._taken)]
+    def take_files(self) -> list[Path]:
+        """The files of blocks that were completed since this was called before."""
+        first, self._taken = self._taken, self._next
+        return [block_file(self.array, self._directory, i) for i in range(first, self._next)]
+
+    def _block(self, rows: np.ndarray) -> Block:
+        self._next += 1
+        file = block_file(self.array, self._directory, self._next - 1)
+        return Block(file, np.ascontiguousarray(rows, self.array.dtype), self._level)
 
 
-def fit_rows(name: str, rows: np.ndarray, row_shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Rows of an array in its dtype.
+def fit_episode(
+    values: Mapping[str, np.ndarray],
+    layout: Mapping[str, tuple[tuple[int, ...], str]],
+    length: int,
+) -> dict[str, np.ndarray]:
+    """A copy of an episode's rows, in the arrays' dtypes.
 
     Args:
-        name: the array's, for messages.
-        rows: (n, *row_shape).
-        row_shape: shape of one row in the store.
-        dtype: the store's.
+        values: rows by array.
+        layout: array -> shape of a row and dtype; `episode_ends`, which are not given, among them.
+        length: how many rows there should be of each.
 
     Raises:
-        StoreError: shape or dtype do not fit, or a value is not finite.
+        StoreError: arrays, a shape, a dtype, a length or a value do not fit.
     """
-    rows = np.asarray(rows)
+    needed = layout.keys() - {ENDS}
+    if values.keys() != needed or length == 0:
+        raise StoreError(
+            f"an episode of {length} states with {', '.join(sorted(values))}; this store needs "
+            f"{', '.join(sorted(needed))}, and at least one state."
+        )
+    fitted = {name: _fit(name, np.asarray(rows), *layout[name]) for name, rows in values.items()}
+    for name, rows in fitted.items():
+        if len(rows) != length:
+            raise StoreError(f"{name} has {len(rows)} rows in an episode of {length} states.")
+    return fitted
+
+
+def _fit(name: str, rows: np.ndarray, row_shape: tuple[int, ...], dtype: str) -> np.ndarray:
     if rows.shape[1:] != row_shape:
         raise StoreError(f"{name}: rows of shape {rows.shape[1:]}, the store has {row_shape}.")
     if dtype == "uint8" and rows.dtype != np.uint8:
         raise StoreError(f"{name}: dtype {rows.dtype}, the store has uint8.")
-    rows = rows.astype(dtype, copy=False)
+    rows = rows.astype(dtype)
     if dtype == "float32" and not np.isfinite(rows).all():
         raise StoreError(f"{name}: the episode has values that are not finite.")
     return rows

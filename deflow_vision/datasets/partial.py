@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from deflow_vision.datasets.address import refuse_address
-from deflow_vision.datasets.schema import StoreError, block_file, missing_block
+from deflow_vision.datasets.schema import StoreError, block_file
 
 _FACTS = "facts"
 
@@ -128,7 +128,7 @@ class Partial:
                 f"its {episodes} episodes are of another job.\n" + "\n".join(differences)
             )
         for file in self.store.rglob("*"):
-            # zarr writes a file under another name first: "<its stem>.<random>.partial".
+            # zarr writes these under another name first: "zarr.<random>.partial".
             if file.name == "zarr.json" or file.suffix == ".partial":
                 file.unlink()
         for folder in self.store.iterdir():
@@ -136,25 +136,24 @@ class Partial:
                 shutil.rmtree(folder)
         return Progress(facts["job"], facts["splits"], rows)
 
-    def cut(self, array: Any, rows: int) -> None:
-        """Give a new array the whole chunks that are certain, and remove others' files.
+    def cut(self, array: Any, blocks: int) -> None:
+        """Remove the files of an array that are none of its first blocks.
 
         Args:
-            array: an empty `zarr.Array` in the store.
-            rows: so many rows count, a multiple of a chunk's.
+            array: a `zarr.Array` in the store.
+            blocks: so many are certain.
 
         Raises:
-            StoreError: a chunk is missing.
+            StoreError: one of them is missing.
         """
         directory = self.store / array.path
-        certain = {block_file(array, directory, i) for i in range(rows // array.chunks[0])}
-        for file in directory.joinpath("c").rglob("*"):
-            if file.is_file() and file not in certain:
+        certain = [block_file(array, directory, i) for i in range(blocks)]
+        for file in certain:
+            if not file.is_file() or not file.stat().st_size:
+                raise self._cannot_go_on(f"{file.relative_to(self.store)} is missing.")
+        for file in {*directory.joinpath("c").rglob("*")}.difference(certain):
+            if file.is_file():
                 file.unlink()
-        array.resize((rows, *array.shape[1:]))
-        missing = missing_block(array, directory)
-        if missing is not None:
-            raise self._cannot_go_on(f"{missing.relative_to(self.store)} is missing.")
 
     def save(self, progress: Progress, written: Sequence[Path]) -> None:
         """Begin to record progress: in one piece, and for good; a disk may take seconds.

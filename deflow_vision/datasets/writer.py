@@ -6,8 +6,10 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import zarr
 
-from deflow_vision.datasets.columns import ENDS, Columns, fit_rows
+from deflow_vision.datasets.columns import ENDS, Block, Columns, fit_episode
 from deflow_vision.datasets.goals import Labels, fit_labels
 from deflow_vision.datasets.partial import Partial, Progress, refuse_existing, sync
 from deflow_vision.datasets.schema import (
@@ -125,7 +127,9 @@ class StoreWriter:
         job = {"columns": self._columns, "chunk": chunk, "compression_level": compression_level}
         self._job = json.loads(json.dumps({**self._attributes, **job, "plan": plan}))
         self._splits: dict[str, Columns] = {}
-        self._whole = True  # whether all columns end with the same episode
+        self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "write")
+        self._writing: list[Future[None]] = []  # the last episode's blocks
+        self._whole = True  # whether all columns end with the same episode, and none is finished
 
     def __enter__(self) -> Self:
         self._partial.lock()
@@ -176,19 +180,10 @@ class StoreWriter:
             for name, value in fit_labels(f"{split}/{goal}", *pair).items():
                 last = value[-1:] if len(value) == length - 1 else value[:0]
                 values[f"tasks/{goal}/{name}"] = np.concatenate([value, last])
-        columns = self._columns.keys() - {ENDS}
-        if values.keys() != columns or length == 0:
-            raise StoreError(
-                f"an episode of {length} states with {', '.join(sorted(values))}; this store "
-                f"needs {', '.join(sorted(columns))}, and at least one state."
-            )
-        fitted = {name: fit_rows(name, rows, *self._columns[name]) for name, rows in values.items()}
-        for name, value in fitted.items():
-            if len(value) != length:
-                raise StoreError(f"{name} has {len(value)} rows in an episode of {length} states.")
-        written = self._split(split)
+        rows = fit_episode(values, self._columns, length)
+        columns = self._split(split)
         self._whole = False
-        written.append(fitted, length)
+        self._write(columns.append(rows, length))
         self._whole = True
         if self._plan is not None and time.monotonic() >= self._due and not self._partial.busy():
             self._record()
@@ -210,29 +205,42 @@ class StoreWriter:
                 if error is not None:
                     self._stop(error)
             finally:
+                self._threads.shutdown()
                 self._partial.unlock()
 
+    def _write(self, blocks: list[Block]) -> None:
+        """Write blocks while the caller makes the next episode, when the last one's are written."""
+        self._wait()
+        self._writing = [self._threads.submit(block.write) for block in blocks]
+
+    def _wait(self) -> None:
+        wait(self._writing)
+        for block in self._writing:
+            block.result()
+
     def _record(self) -> None:
+        self._wait()
         progress = Progress(
             self._job,
             {name: split.counts() for name, split in self._splits.items()},
             {
-                f"{name}/{key}": column.pending()
+                f"{name}/{key}": column.rest()
                 for name, split in self._splits.items()
                 for key, column in split.by_name.items()
             },
         )
-        written = [file for split in self._splits.values() for file in split.take_written()]
-        self._partial.save(progress, written)
+        files = [file for split in self._splits.values() for file in split.take_files()]
+        self._partial.save(progress, files)
         self._due = time.monotonic() + _SECONDS
 
     def _finish(self) -> None:
         if not self.episodes_done("train"):
             raise StoreError(f"{self._path}: no training episode was written.")
         self._partial.wait()
-        self._whole = False  # what is flushed is pending no more
+        self._whole = False
         for split in self._splits.values():
-            split.flush()
+            self._write(split.finish())
+        self._wait()
         counts = {name: split.counts() for name, split in self._splits.items()}
         digests = array_digests(self._partial.store, self._partial.store)
         self._root.attrs.put(
@@ -240,7 +248,7 @@ class StoreWriter:
         )
         if self._plan is not None:
             for split in self._splits.values():
-                for file in split.take_written():
+                for file in split.take_files():
                     sync(file)
             for file in self._partial.store.rglob("zarr.json"):
                 sync(file)
@@ -248,9 +256,10 @@ class StoreWriter:
 
     def _stop(self, error: BaseException) -> None:
         """Keep what another run can go on from, and say so; remove anything else."""
+        wait(self._writing)
         if not isinstance(error, UserError):
             with contextlib.suppress(OSError):  # a full disk is full for this too
-                if self._plan is not None and self._whole and self._splits:
+                if self._plan is not None and self._splits and self._whole:
                     self._record()
                 self._partial.wait()
         kept = not isinstance(error, UserError) and self._partial.has_progress()
@@ -269,10 +278,10 @@ class StoreWriter:
             split = self._split(name)
             split.episodes, split.states = done["episodes"], done["states"]
             for key, column in split.by_name.items():
-                pending = progress.rows[f"{name}/{key}"]
-                self._partial.cut(column.array, split.count(key) - len(pending))
-                column.append(pending)
-            split.take_written()
+                rest = progress.rows[f"{name}/{key}"]
+                blocks = (split.count(key) - len(rest)) // column.array.chunks[0]
+                self._partial.cut(column.array, blocks)
+                column.go_on(blocks, rest)
         done_already = ", ".join(f"{s.episodes} {name}" for name, s in self._splits.items())
         _log.info("%s: going on after %s episodes", self._partial.folder, done_already)
 

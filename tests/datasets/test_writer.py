@@ -22,6 +22,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deflow_vision.datasets import writer as writing
+from deflow_vision.datasets.partial import Partial
+from deflow_vision.datasets.schema import create_array
 from deflow_vision.datasets.store import StoreError, StoreWriter, open_store, verify
 
 LENGTHS = {"train": (3, 1, 6, 2, 9, 4, 4, 1), "val": (5, 2, 3)}
@@ -30,6 +32,7 @@ LENGTHS = {"train": (3, 1, 6, 2, 9, 4, 4, 1), "val": (5, 2, 3)}
 @pytest.fixture(autouse=True)
 def record_each_episode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "_SECONDS", 0.0)
+    monkeypatch.setattr(Partial, "busy", Partial.wait)  # which gives None
 
 
 def writer_of(path: Path, **changes: Any) -> StoreWriter:
@@ -122,6 +125,7 @@ def test_writer_without_a_plan_starts_anew(tmp_path: Path, whole: dict[str, byte
     path = tmp_path / "a.zarr"
     writer = writer_of(path, plan=None).__enter__()
     fill(writer)
+    assert writer.episodes_done("train") == 8
     writer._partial.unlock()  # killed
     with writer_of(path, plan=None) as writer:
         assert writer.episodes_done("train") == 0
@@ -146,10 +150,19 @@ def killed_after(changes: int) -> Iterator[None]:
 
         return call
 
+    def write_bytes(file: Path, content: bytes) -> None:
+        """Half of it reaches the disk if the kill comes now."""
+        alive = next(left) > 0
+        with file.open("wb") as stream:
+            stream.write(content if alive else content[: len(content) // 2])
+        if not alive:
+            raise Killed
+
     fsync = os.fsync
     with pytest.MonkeyPatch.context() as patch:
         for name in ("mkdir", "replace", "rename", "unlink", "rmdir", "fsync"):
             patch.setattr(os, name, mortal(getattr(os, name)))
+        patch.setattr(Path, "write_bytes", write_bytes)
         yield
         while asyncio.all_tasks(zarr.core.sync._get_loop()):  # they would live on behind the kill
             time.sleep(0.001)
@@ -167,7 +180,7 @@ def write_or_die(path: Path, changes: int, **facts: Any) -> bool:
     return path.exists()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=7),
     val_lengths=st.lists(st.integers(1, 9), max_size=3),
@@ -226,6 +239,19 @@ def test_killed_process_leaves_what_the_next_one_goes_on_with(
     assert 0 < done[1] <= done[2]
     assert files_of(path) == whole
     assert sorted(os.listdir(tmp_path)) == ["a.zarr", "whole.zarr"]
+
+
+def test_blocks_are_those_that_zarr_writes(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    group = zarr.create_group(tmp_path / "zarr")
+    for name in ("observations", "actions", "qpos", "tasks/task1/rewards", "episode_ends"):
+        written = zarr.open_array(tmp_path / "whole.zarr" / "train" / name, mode="r")
+        rows = written[:]
+        array = create_array(group, name, rows.shape[1:], str(rows.dtype), written.chunks[0])
+        array.append(rows)
+        files = files_of(tmp_path / "zarr" / name)
+        assert len(files) > 1
+        for file, content in files.items():
+            assert whole[f"train/{name}/{file}"] == content
 
 
 def test_second_writer_of_a_path_is_refused(tmp_path: Path, whole: dict[str, bytes]) -> None:
@@ -301,15 +327,15 @@ def test_full_disk_is_named_and_what_is_written_kept(
 ) -> None:
     path = tmp_path / "a.zarr"
     partial = Path(f"{path}.partial")
-    replace = os.replace
 
-    def fail(source: Any, target: Any) -> None:
+    def full(target: Any) -> None:
         if partial / file == Path(target) and (partial / "progress.npz").exists():
             raise OSError(errno.ENOSPC, "No space left on device")
-        replace(source, target)
 
+    replace, write = os.replace, Path.write_bytes
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", fail)
+        patch.setattr(os, "replace", lambda old, new: (full(new), replace(old, new)))
+        patch.setattr(Path, "write_bytes", lambda new, content: (full(new), write(new, content)))
         with (
             pytest.raises(StoreError, match=r"no space is left on the disk\. Free some.*to go on"),
             writer_of(path) as writer,
