@@ -34,6 +34,7 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     """A bucket that the usual environment variables lead to."""
     for name, value in s3_server.variables.items():
         monkeypatch.setenv(name, value)
+    s3_server.start()  # where a test that stopped it has failed
     return s3_server
 
 

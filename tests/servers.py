@@ -25,6 +25,9 @@ class S3:
             backend.create_bucket(BUCKET, "us-east-1")
 
     def start(self) -> None:
+        """Serve, unless it does."""
+        if self._server is not None:
+            return
         from moto.server import ThreadedMotoServer
 
         self._server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)

@@ -139,6 +139,20 @@ def test_a_short_name_becomes_the_canonical_one_and_finds_its_store(monkeypatch)
     assert config.data.path == "/stores/visual-cube-double-play-v0.zarr"
 
 
+def test_an_address_of_a_store_survives_flags_and_files(tmp_path):
+    address = "s3://bucket/data/{dataset}.zarr"
+    config = load(["--task", "cube-double-play", "--data.path", address])
+    assert config.data.path == "s3://bucket/data/cube-double-play-v0.zarr"
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert from_yaml(tmp_path / "config.yaml") == config
+
+
+def test_a_negative_cache_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        load(["--task", "cube-double-play", "--data.cache-gib", "-1"])
+    assert "data.cache_gib is -1.0, must be at least 0" in capsys.readouterr().err
+
+
 def test_later_layers_win_over_earlier_ones(layer):
     first = layer("{seed: 1, batch_size: 8, log: {every: 2}, agent: {target_divergence: 2e-3}}")
     second = layer("{batch_size: 16, log: {every: 3}}", "second.yaml")

@@ -37,7 +37,7 @@ MAY_IMPORT = {
 
 ONE_LAZY_HOME = (
     *("wandb", "ogbench", "timm", "kornia"),
-    *("gymnasium_robotics", "h5py", "minari"),
+    *("gymnasium_robotics", "h5py", "minari", "obstore"),
 )
 
 TORCH_FREE = (

@@ -116,7 +116,7 @@ class RemoteStore(ObjectStore[Any]):  # type: ignore[misc]
 
         try:
             batches = obstore.list(self.store, prefix or None)
-            return sum(item["size"] for batch in batches for item in batch)
+            return sum(int(item["size"]) for batch in batches for item in batch)
         except obstore.exceptions.BaseError:
             return None
 

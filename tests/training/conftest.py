@@ -13,7 +13,7 @@ from deflow_vision.datasets.store import StoreWriter
 TASKS = {"state": "cube-single-play-task1", "pixels": "visual-cube-single-play-task1"}
 
 
-def write_task_store(path: Path, kind: str, lengths=(14, 9, 11), env_id=None) -> Path:
+def write_task_store(path: Path, kind: str, lengths=(14, 9, 11), env_id=None, chunk=None) -> Path:
     """A store that passes for cube-single-play: random numbers, right shapes."""
     rng = np.random.default_rng(0)
     prefix = "visual-" if kind == "pixels" else ""
@@ -28,6 +28,7 @@ def write_task_store(path: Path, kind: str, lengths=(14, 9, 11), env_id=None) ->
         action_dim=5,
         render_profile="official" if kind == "pixels" else None,
         goals=["task1"],
+        chunk=chunk,
     ) as writer:
         for split, split_lengths in (("train", lengths), ("val", (8,))):
             for length in split_lengths:
