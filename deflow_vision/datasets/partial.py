@@ -7,6 +7,7 @@ the blocks that it counts on: what a killed writer wrote beyond it is cut off ag
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -187,16 +188,28 @@ class Partial:
         sync(self._path.parent)
         self.remove()
 
+    def explain(self, error: BaseException) -> None:
+        """Raise a `StoreError` that says what to do, if the error is that the disk is full."""
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise StoreError(
+                f"{self._path}: no space is left on the disk. Free some, and run it again"
+                + (" to go on." if self.has_progress() else ".")
+            ) from error
+
     def _save(self, progress: Progress, written: Sequence[Path]) -> None:
         for file in written:
             sync(file)
         facts = json.dumps({"job": progress.job, "splits": progress.splits}).encode()
         arrays: dict[str, Any] = {_FACTS: np.frombuffer(facts, np.uint8), **progress.rows}
         part = self._progress.with_suffix(".part")
-        with part.open("wb") as stream:
-            np.savez(stream, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
+        try:
+            with part.open("wb") as stream:
+                np.savez(stream, **arrays)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError:  # a full disk: what is there of it is in the way
+            part.unlink(missing_ok=True)
+            raise
         part.replace(self._progress)
         sync(self.folder)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -132,15 +131,16 @@ class StoreWriter:
         self._whole = True  # whether all columns end with the same episode, and none is finished
 
     def __enter__(self) -> Self:
-        self._partial.lock()
         try:
+            self._partial.lock()
             refuse_existing(self._path)
             progress = self._partial.load(self._job)
             self._root = zarr.create_group(self._partial.store, zarr_format=3)
             if progress is not None:
                 self._restore(progress)
-        except BaseException:
+        except BaseException as error:
             self._partial.unlock()
+            self._partial.explain(error)
             raise
         self._due = time.monotonic() + _SECONDS
         return self
@@ -267,11 +267,7 @@ class StoreWriter:
             _log.warning("%s is kept: the same command goes on from there", self._partial.folder)
         else:
             self._partial.remove()
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise StoreError(
-                f"{self._path}: no space is left on the disk. Free some, and run it again"
-                + (" to go on." if kept else ".")
-            ) from error
+        self._partial.explain(error)
 
     def _restore(self, progress: Progress) -> None:
         for name, done in progress.splits.items():

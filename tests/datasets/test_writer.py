@@ -347,6 +347,21 @@ def test_full_disk_is_named_and_what_is_written_kept(
     assert files_of(path) == whole
 
 
+def test_disk_that_is_still_full_is_named_again(
+    stopped: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(StoreError, match=r"no space is left .* to go on"):
+            writer_of(stopped).__enter__()
+    with writer_of(stopped) as writer:
+        fill(writer)
+    assert files_of(stopped) == whole
+
+
 def test_rewards_of_transitions_alone_are_repeated_for_the_last_state(tmp_path: Path) -> None:
     path = tmp_path / "a.zarr"
     with writer_of(path, side=None) as writer:
