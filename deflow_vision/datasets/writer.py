@@ -247,11 +247,8 @@ class StoreWriter:
             {**self._attributes, "counts": counts, "digests": digests, "complete": True}
         )
         if self._plan is not None:
-            for split in self._splits.values():
-                for file in split.take_files():
-                    sync(file)
-            for file in self._partial.store.rglob("zarr.json"):
-                sync(file)
+            files = [file for split in self._splits.values() for file in split.take_files()]
+            list(self._threads.map(sync, [*files, *self._partial.store.rglob("zarr.json")]))
         self._partial.publish()
 
     def _stop(self, error: BaseException) -> None:
