@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from deflow_vision.datasets.threads import in_threads
 from deflow_vision.seeding import derive_seed
 from deflow_vision.types import UserError
 
@@ -189,13 +190,16 @@ def _shift_lines(frames: np.ndarray, moves: np.ndarray) -> np.ndarray:
     places = images * height + rows[:, None]  # (B, T, H)
     shifted = np.empty_like(frames)
     sideways = moves[:, 1].clip(1 - width, width - 1)
-    for move in np.unique(sideways).tolist():
+
+    def fill(move: int) -> None:
         samples = np.flatnonzero(sideways == move)
         part = lines.take(places[samples], axis=0).reshape(-1, *frames.shape[1:])
         first, last = max(0, -move), width - max(0, move)
         shifted[samples, :, :, first:last] = part[:, :, :, first + move : last + move]
         shifted[samples, :, :, :first] = part[:, :, :, :1]
         shifted[samples, :, :, last:] = part[:, :, :, -1:]
+
+    in_threads(fill, np.unique(sideways).tolist())
     return shifted
 
 

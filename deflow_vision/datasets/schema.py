@@ -13,6 +13,7 @@ import zarr
 from numcodecs.zstd import Zstd
 from zarr.codecs import BytesCodec, ZstdCodec
 from zarr.core.sync import sync
+from zarr.storage import LocalStore
 
 from deflow_vision.types import UserError
 
@@ -184,10 +185,14 @@ def _block(array: Any, number: int) -> np.ndarray:
         rows = array.chunks[0]
         return np.asarray(array[number * rows : (number + 1) * rows])
     key = array.metadata.encode_chunk_key((number, *(0 for _ in array.shape[1:])))
-    encoded = sync((array.store_path / key).get())
-    if encoded is None:
-        raise OSError("its file is missing")
-    content = Zstd().decode(encoded.as_numpy_array())
+    if isinstance(array.store, LocalStore):
+        encoded = (array.store.root / array.path / key).read_bytes()
+    else:
+        value = sync((array.store_path / key).get())
+        if value is None:
+            raise OSError("it is missing")
+        encoded = value.to_bytes()
+    content = Zstd().decode(encoded)
     return np.frombuffer(content, array.dtype).reshape(array.chunks)
 
 

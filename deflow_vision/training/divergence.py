@@ -1,4 +1,4 @@
-"""`target_divergence auto`: the number that the dataset suggests, found once, before a run begins."""
+"""`target_divergence auto`: the number that the dataset suggests, found before a run begins."""
 
 from __future__ import annotations
 

@@ -127,11 +127,10 @@ def stack_frames(frames: Tensor) -> Tensor:
         return frames.flatten(1)
     if frames.device.type != "cpu":
         return frames.permute(0, 2, 3, 1, 4).flatten(3)
-    # A CPU copies runs of C bytes slowly. A channel at a time it is seven times as fast, and some
-    # samples at a time stay in its cache.
+    # A CPU copies runs of C bytes slowly, a channel at a time seven times as fast; some samples at
+    # a time stay in its cache.
     size, stack, height, width, channels = frames.shape
-    stacked = np.empty((size, height, width, stack * channels), np.uint8)
-    source = frames.numpy()
+    stacked, source = np.empty((size, height, width, stack * channels), np.uint8), frames.numpy()
     for start in range(0, size, 16):
         part = slice(start, start + 16)
         for number in range(stack * channels):
