@@ -8,6 +8,7 @@ layer in float32: in bfloat16 a Q of -97.3 would become -97.5.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -20,6 +21,29 @@ LAYER_NORM_EPS = 1e-6
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh approximation, elementwise."""
     return F.gelu(x, approximate="tanh")
+
+
+def linear_gelu(x: Tensor, layer: nn.Linear) -> Tensor:
+    """GELU(W x + b), in one pass over memory where a CPU computes it without gradient.
+
+    That is oneDNN's fused product, which torch.compile emits for frozen weights; it rounds
+    differently in the last digits.
+    """
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if torch.is_grad_enabled() or x.device.type != "cpu" or dtype not in _fused_dtypes():
+        return gelu(layer(x))
+    x, weight, bias = x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
+    return product
+
+
+@cache
+def _fused_dtypes() -> tuple[torch.dtype, ...]:
+    """What oneDNN multiplies on this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return ()
+    bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if bf16 else (torch.float32,)
 
 
 class MLP(nn.Module):
@@ -55,7 +79,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in_dim) to (..., out_dim) float32."""
         for layer, norm in zip(self.hidden, self.norms, strict=True):
-            x = norm(gelu(layer(x)))
+            x = norm(linear_gelu(x, layer))
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.float(), self.out.weight, self.out.bias)
 
@@ -98,7 +122,7 @@ class EnsembleMLP(nn.Module):
             x = gelu(torch.baddbmm(self.biases[i], x, self.weights[i]))
             if self.norm_scales:
                 x = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
-                x = x * self.norm_scales[i] + self.norm_shifts[i]
+                x = torch.addcmul(self.norm_shifts[i], x, self.norm_scales[i])
         with torch.autocast(x.device.type, enabled=False):
             return torch.baddbmm(self.biases[-1], x.float(), self.weights[-1])
 
