@@ -23,7 +23,7 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def linear_gelu(x: Tensor, layer: nn.Linear) -> Tensor:
+def linear_gelu(x: Tensor, layer: nn.Module) -> Tensor:
     """GELU(W x + b), in one pass over memory where a CPU computes it without gradient.
 
     That is oneDNN's fused product, which torch.compile emits for frozen weights; it rounds
@@ -39,8 +39,8 @@ def linear_gelu(x: Tensor, layer: nn.Linear) -> Tensor:
 
 @cache
 def _fused_dtypes() -> tuple[torch.dtype, ...]:
-    """What oneDNN multiplies on this CPU."""
-    if not torch.backends.mkldnn.is_available():
+    """In which oneDNN multiplies on this CPU."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return ()
     bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return (torch.float32, torch.bfloat16) if bf16 else (torch.float32,)
