@@ -8,7 +8,7 @@ from deflow_vision.networks.critics import Critic
 from deflow_vision.networks.ema import ema_copy, ema_update
 from deflow_vision.networks.encoders import EncoderConfig, make_encoder
 from deflow_vision.networks.impala import Impala, same_max_pool
-from deflow_vision.networks.mlp import MLP
+from deflow_vision.networks.mlp import MLP, linear_gelu
 from deflow_vision.types import Spec
 
 STATE = Spec((5,), "float32", 3, (-1.0, 0.0))
@@ -103,3 +103,16 @@ def test_a_slow_copy_starts_equal_and_moves_by_tau():
     ema_update(slow, online, 0.1)
     torch.testing.assert_close(slow.out.bias, torch.ones(2))
     assert torch.equal(slow.out.weight, online.out.weight)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_layers_without_gradient_equal_those_with_one(autocast):
+    layer = torch.nn.Linear(7, 5)
+    x = 3 * torch.randn(11, 7)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with_gradient = linear_gelu(x, layer)
+        with torch.no_grad():
+            without = linear_gelu(x, layer)
+    assert with_gradient.dtype == without.dtype
+    tolerance = {"rtol": 0.02, "atol": 0.02} if autocast else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(without, with_gradient.detach(), **tolerance)
