@@ -17,9 +17,10 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 REFERENCE = {"cube-double-play-task2": (256, 69.0), "visual-cube-double-play-task1": (64, 653.0)}
 """Batch and milliseconds of an update of the official JAX code of DeFlow (jax 0.10.2, jitted,
-float32, an encoder a head) on two CPU cores whose products ran at `REFERENCE_RATE`."""
-REFERENCE_RATE = 210.0
-"""GFLOP/s of float32 products of 256 x 512 by 512 x 512 there."""
+float32, an encoder a head) on two CPU cores whose products ran at `REFERENCE_RATES`."""
+REFERENCE_RATES = {"torch": 210.0, "oneDNN": 460.0}
+"""GFLOP/s of float32 products of 256 x 512 by 512 x 512 there, by torch's linear layer (MKL) and by
+oneDNN. What a product costs XLA lies between the two: its update alone multiplies at 235."""
 
 
 def main(
@@ -38,8 +39,9 @@ def main(
         mixed_precision: bf16 for autocast.
         updates: how many are timed, after three that are not.
     """
-    rate = product_rate()
-    print(f"float32 products of 256 x 512 by 512 x 512: {rate:.0f} GFLOP/s")
+    rates = product_rates()
+    shown = ", ".join(f"{rate:.0f} GFLOP/s by {name}" for name, rate in rates.items())
+    print(f"float32 products of 256 x 512 by 512 x 512: {shown}")
     for name in tasks:
         task, config = resolve_task(name), compose(name, algo)
         size = batch_size or (64 if task.pixels else 256)
@@ -71,24 +73,34 @@ def main(
         )
         if DEVICE.type == "cpu" and REFERENCE.get(task.name, (0,))[0] == size:
             there = REFERENCE[task.name][1]
-            here = there * REFERENCE_RATE / rate
-            print(
-                f"  the reference took {there:.0f} ms at {REFERENCE_RATE:.0f} GFLOP/s, so about "
-                f"{here:.0f} ms at this machine's rate: ours takes {milliseconds / here:.2f} of it"
-            )
+            for library, rate in rates.items():
+                rate_there = REFERENCE_RATES[library]
+                here = there * rate_there / rate
+                print(
+                    f"  the reference took {there:.0f} ms at {rate_there:.0f} GFLOP/s "
+                    f"by {library}, so about {here:.0f} ms at this machine's rate: ours takes "
+                    f"{milliseconds / here:.2f} of it"
+                )
 
 
-def product_rate(repeats: int = 50) -> float:
-    """The best rate of a linear layer in float32 here, in GFLOP/s."""
+def product_rates(repeats: int = 200) -> dict[str, float]:
+    """The best rates of a linear layer in float32 here, in GFLOP/s, by library."""
     x, weight = torch.randn(256, 512, device=DEVICE), torch.randn(512, 512, device=DEVICE)
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * 256 * 512 * 512 / best / 1e9
+    products = {"torch": lambda: torch.nn.functional.linear(x, weight)}
+    if DEVICE.type == "cpu" and torch.backends.mkldnn.is_available():
+        one_dnn = torch.ops.mkldnn._linear_pointwise
+        products["oneDNN"] = lambda: one_dnn(x, weight, None, "none", [], "")
+    rates = {}
+    for library, product in products.items():
+        best = float("inf")
+        for _ in range(repeats):
+            start = time.perf_counter()
+            product()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - start)
+        rates[library] = 2 * 256 * 512 * 512 / best / 1e9
+    return rates
 
 
 def random_batch(spec: Spec, size: int) -> Batch:
