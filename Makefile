@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help .venv system demo demo-state test lint bench clean
+.PHONY: help .venv system demo demo-state test lint bench bench-data bench-render clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -58,6 +58,12 @@ lint: .venv ## ruff, its formatter, and mypy in strict mode
 
 bench: .venv ## time an update from state and from pixels on this machine
 	$(BIN)/python scripts/time_update.py
+
+bench-data: .venv ## time streaming, conversion and sampling (10 minutes and 12 GB of disk, freed again)
+	$(BIN)/python scripts/time_data.py
+
+bench-render: system ## time and compare the render profiles on this machine
+	$(BIN)/python scripts/time_render.py
 
 clean: ## remove .venv and every cache; data/ and runs/ stay
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
