@@ -1,7 +1,6 @@
 """Time the data layer on this machine: `python scripts/time_data.py [--help]`."""
 
 import multiprocessing
-import resource
 import shutil
 import tempfile
 import time
@@ -10,16 +9,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 import tyro
 from numcodecs.zstd import Zstd
 from rich.console import Console
 from rich.table import Table
 
-from deflow_vision.datasets.augment import Augmentation, AugmentConfig
 from deflow_vision.datasets.convert import convert
 from deflow_vision.datasets.draws import Epochs, Uniform
 from deflow_vision.datasets.mixing import measure_mixing
@@ -27,7 +25,6 @@ from deflow_vision.datasets.sampler import make_sampler
 from deflow_vision.datasets.schema import read_all, read_rows
 from deflow_vision.datasets.store import Split, StoreWriter, open_store
 from deflow_vision.datasets.transitions import Transitions
-from deflow_vision.training.feed import Feed
 
 SAMPLE = Path(__file__).parents[1] / "data/samples/visual-cube-double-play-v0.zarr"
 DATASET = "visual-cube-double-play-v0"
@@ -83,8 +80,12 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def peak_memory() -> float:
-    """The most resident memory that this process has had, in GB, with Python and PyTorch."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    """The most resident memory that this process has had, in GB, with all of its libraries.
+
+    Not `ru_maxrss`, which begins at what the process that started this one held.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(dict(line.split(":\t") for line in lines)["VmHWM"].split()[0]) * 1024 / 1e9
 
 
 # ------------------------------------------------------------------------------------ streaming
@@ -171,17 +172,17 @@ def pixel_store(path: Path, count: int) -> Path:
 class Nothing(NamedTuple):
     """The noises of no agent."""
 
-    none: torch.Tensor
-
-
-class NoAgent:
-    """Stands for an agent whose noises cost nothing."""
-
-    def sample_noises(self, batch_size: int, generator: torch.Generator) -> Nothing:
-        return Nothing(torch.zeros(0))
+    none: Any
 
 
 def time_streaming(path: Path, seconds: float) -> Streaming:
+    """Feed batches, augmented, as training does, to an agent whose noises cost nothing."""
+    import torch  # here, since the other parts do without
+
+    from deflow_vision.datasets.augment import Augmentation, AugmentConfig
+    from deflow_vision.training.feed import Feed
+
+    agent: Any = SimpleNamespace(sample_noises=lambda *_: Nothing(torch.zeros(0)))
     split = open_store(path).train
     sampler = make_sampler(
         split, "task1", frame_stack=STACK, batch_size=BATCH, seed=0, residency="stream"
@@ -189,7 +190,7 @@ def time_streaming(path: Path, seconds: float) -> Streaming:
     feed = Feed(
         sampler,
         Augmentation(AugmentConfig(), 0),
-        NoAgent(),  # type: ignore[arg-type]
+        agent,
         torch.device("cpu"),
         seed=0,
         streams=(0,),
