@@ -93,11 +93,12 @@ class BlockCache:
                 part.unlink()
 
     def drop(self, store: str, name: str) -> bool:
-        """Remove a block, and what was read of parts of it; whether there was anything."""
-        found = [*(self._folder / store).glob(name), *(self._folder / store).glob(f"{name}.*")]
-        for path in found:
-            path.unlink(missing_ok=True)
-        return bool(found)
+        """Remove a block; whether it was there."""
+        try:
+            (self._folder / store / name).unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def _reserve(self, part: Path, store: str, size: int) -> bool:
         """Claim room for a block by a file of its size, which other processes count."""

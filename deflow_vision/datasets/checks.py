@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from deflow_vision.datasets.remote import remote_digest
-from deflow_vision.datasets.schema import StoreError, array_digest, read_rows, rows_per_file
+from deflow_vision.datasets.schema import StoreError, array_digest, read_rows
 
 
 def check_array(array: Any, path: Path | str, digest: str) -> list[str]:
@@ -23,7 +23,7 @@ def check_array(array: Any, path: Path | str, digest: str) -> list[str]:
         What is wrong, a sentence each; empty if all is well.
     """
     problems = []
-    step = rows_per_file(array)
+    step = array.chunks[0]
     for start in range(0, array.shape[0], step):
         try:
             rows = read_rows(array, start, min(start + step, array.shape[0]))

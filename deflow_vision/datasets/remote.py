@@ -21,7 +21,7 @@ from zarr.storage import ObjectStore, StorePath
 
 from deflow_vision.datasets.address import credentials
 from deflow_vision.datasets.block_cache import BlockCache
-from deflow_vision.datasets.schema import StoreError, block_file, rows_per_file
+from deflow_vision.datasets.schema import StoreError, block_file, num_blocks
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -78,14 +78,14 @@ class RemoteStore(ObjectStore[Any]):  # type: ignore[misc]
         Raises:
             StoreError: it cannot be read, or a block does not exist.
         """
-        if key.endswith("zarr.json"):
+        if key.endswith("zarr.json") or byte_range is not None:
             return await self._fetch(key, prototype, byte_range)
-        name = _file_name(key, byte_range)
+        name = _file_name(key)
         if self._cache is not None:
             kept = await asyncio.to_thread(self._cache.read, self._identity, name)
             if kept is not None:
                 return prototype.buffer.from_bytes(kept)
-        value = await self._fetch(key, prototype, byte_range)
+        value = await self._fetch(key, prototype)
         if value is None:
             raise StoreError(
                 f"{self.root} is damaged: {key} does not exist. Upload the store again."
@@ -94,15 +94,9 @@ class RemoteStore(ObjectStore[Any]):  # type: ignore[misc]
             await asyncio.to_thread(self._cache.write, self._identity, name, value.to_bytes())
         return value
 
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Any
-    ) -> list[Buffer | None]:
-        """Several objects or parts of them, as `get` has them."""
-        return await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges))
-
     def forget(self, key: str) -> bool:
         """Drop an object from the cache, because it does not decode; whether it was there."""
-        return self._cache is not None and self._cache.drop(self._identity, _file_name(key, None))
+        return self._cache is not None and self._cache.drop(self._identity, _file_name(key))
 
     def uncached(self) -> RemoteStore:
         """The same store, read past the cache."""
@@ -125,7 +119,7 @@ class RemoteStore(ObjectStore[Any]):  # type: ignore[misc]
         self._closing.set()
 
     async def _fetch(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         import obstore
 
@@ -228,8 +222,7 @@ def uncached(array: Any) -> Any:
 
 def remote_digest(array: Any) -> str:
     """What `schema.array_digest` says of an array on a disk, of one at an address; reads it all."""
-    count = -(-array.shape[0] // rows_per_file(array))
-    files = [block_file(array, Path(), number) for number in range(count)]
+    files = [block_file(array, Path(), number) for number in range(num_blocks(array))]
     store, total = array.store.uncached(), hashlib.sha256()
     for file in sorted([*files, Path("zarr.json")]):
         key = f"{array.path}/{file.as_posix()}"
@@ -238,9 +231,8 @@ def remote_digest(array: Any) -> str:
     return total.hexdigest()
 
 
-def _file_name(key: str, byte_range: ByteRequest | None) -> str:
-    part = "" if byte_range is None else "." + re.sub(r"\W+", "-", str(byte_range))
-    return key.replace("/", ".") + part
+def _file_name(key: str) -> str:
+    return key.replace("/", ".")
 
 
 def _is_final(error: Exception, reason: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numcodecs.zstd import Zstd
-from zarr.codecs import BytesCodec, ZstdCodec
+from zarr.codecs import ZstdCodec
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
@@ -91,9 +91,9 @@ def array_digests(root: Path, below: Path) -> dict[str, str]:
     }
 
 
-def rows_per_file(array: Any) -> int:
-    """Rows in a file of `array`: a chunk's, or a shard's in a store that was sharded afterwards."""
-    return int((array.shards or array.chunks)[0])
+def num_blocks(array: Any) -> int:
+    """How many blocks the rows of `array` fill, the last one perhaps in part."""
+    return -(-int(array.shape[0]) // int(array.chunks[0]))
 
 
 def block_file(array: Any, directory: Path, number: int) -> Path:
@@ -103,7 +103,7 @@ def block_file(array: Any, directory: Path, number: int) -> Path:
 
 def missing_block(array: Any, directory: Path) -> Path | None:
     """The first file of `array` that is absent or empty, or None. zarr would read it as zeros."""
-    for number in range(-(-array.shape[0] // rows_per_file(array))):
+    for number in range(num_blocks(array)):
         file = block_file(array, directory, number)
         if not file.is_file() or file.stat().st_size == 0:
             return file
@@ -169,21 +169,13 @@ def _sound(array: Any, number: int) -> np.ndarray:
         raise
     except (RuntimeError, ValueError, OSError):
         forget = getattr(array.store, "forget", None)
-        file = number * array.chunks[0] // rows_per_file(array)
-        if forget is None or not forget(block_file(array, Path(array.path), file).as_posix()):
+        if forget is None or not forget(block_file(array, Path(array.path), number).as_posix()):
             raise
         return _block(array, number)
 
 
 def _block(array: Any, number: int) -> np.ndarray:
-    """The rows of a block, or of the inner chunk of a sharded store.
-
-    What zarr's own reading adds to fetching and decoding takes as long as the decoding.
-    """
-    codecs = array.metadata.codecs
-    if array.shards or [type(codec) for codec in codecs] != [BytesCodec, ZstdCodec]:
-        rows = array.chunks[0]
-        return np.asarray(array[number * rows : (number + 1) * rows])
+    """What zarr's own reading adds to fetching and decoding takes as long as the decoding."""
     key = array.metadata.encode_chunk_key((number, *(0 for _ in array.shape[1:])))
     if isinstance(array.store, LocalStore):
         encoded = (array.store.root / array.path / key).read_bytes()

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zarr
 from rich.console import Console
 
 from deflow_vision.datasets.block_cache import BlockCache
@@ -98,39 +97,6 @@ def test_frames_that_are_read_once_into_memory_are_not_kept(
     kept = {file.name.split(".c.")[0] for file in (tmp_path / "cache").glob("*/*")}
     assert "train.actions" in kept
     assert "train.observations" not in kept
-
-
-def shard(path: Path) -> None:
-    """Put the training frames of a store into files of several chunks."""
-    root = zarr.open_group(path, mode="r+")
-    frames = root["train/observations"]
-    root.create_array(
-        "train/observations",
-        data=frames[:],
-        chunks=frames.chunks,
-        shards=(2 * frames.chunks[0], *frames.chunks[1:]),
-        compressors=frames.compressors,
-        overwrite=True,
-    )
-
-
-def test_parts_of_a_sharded_store_are_read_and_kept(
-    make_store: MakeStore, s3: S3, tmp_path: Path
-) -> None:
-    path = make_store(LENGTHS)
-    expected = batches(open_store(path), "stream")
-    shard(path)
-    address = s3.upload(path, "sharded.zarr")
-    requests = s3.count_requests()
-    for run in range(2):
-        store = open_store(address, cache_of(tmp_path))
-        for pair in zip(batches(store, "stream"), expected, strict=True):
-            np.testing.assert_array_equal(*pair)
-        assert any("train/observations/c/" in request for request in requests) == (run == 0)
-        requests.clear()
-    for kept in (tmp_path / "cache").glob("*/train.observations.c.*"):
-        kept.write_bytes(bytes(kept.stat().st_size))
-    np.testing.assert_array_equal(batches(store, "stream")[0], expected[0])
 
 
 def test_a_web_server_that_lists_nothing_will_do(make_store: MakeStore, web: Web) -> None:
