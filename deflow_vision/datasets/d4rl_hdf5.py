@@ -234,6 +234,28 @@ class Rows:
         )
 
 
+def read_through(path: Path, *, contents: bool = True) -> None:
+    """Open an HDF5 file, which tells whether it was cut short, and decode all that is in it.
+
+    Args:
+        path: the file.
+        contents: whether its arrays are read, block by block, after its structure.
+
+    Raises:
+        OSError: something cannot be read.
+    """
+    import h5py
+
+    def read(_: str, array: Any) -> None:
+        if isinstance(array, h5py.Dataset) and array.shape:
+            for start in range(0, len(array), _BLOCK_ROWS):
+                array[start : start + _BLOCK_ROWS]
+
+    with h5py.File(path, "r", locking=False) as file:  # a download holds a lock of its own
+        if contents:
+            file.visititems(read)
+
+
 class _Order:
     """Tells rows in time's order from shuffled ones: states change little from one to the next.
 

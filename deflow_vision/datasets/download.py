@@ -1,7 +1,8 @@
 """Downloads of published files: locked, resumed where they broke off, checked, then renamed.
 
-Each file's SHA-256 is recorded beside it, in `<file>.sha256`, and holds from then on: a file that
-has changed since is refused, here and before it is converted.
+A file whose digest is not known beforehand is read through when it arrives. Its SHA-256 is recorded
+beside it, in `<file>.sha256`, and holds from then on: a file that has changed since is refused,
+here and before it is converted.
 """
 
 from __future__ import annotations
@@ -10,22 +11,21 @@ import errno
 import hashlib
 import http.client
 import logging
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from deflow_vision.datasets.intact import has_end, refuse_damaged
 from deflow_vision.datasets.transfer import DownloadError, forget, lock, state_file, transfer
 from deflow_vision.tasks import configs_root, resolve_dataset
 
-__all__ = ["DownloadError", "check", "check_recorded", "download", "fetch"]
+__all__ = ["DownloadError", "check", "check_recorded", "download", "fetch", "set_aside_damaged"]
 
 _log = logging.getLogger(__name__)
 
 _TIMEOUT = 60.0
-_HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def download(
@@ -109,13 +109,13 @@ def fetch(
     failures = []
     with lock(part):
         if target.is_file():  # another process has finished it just now
-            part.unlink()
+            part.unlink(missing_ok=True)
             return target
         for url in urls:
             try:
-                transfer(url, part, pause, timeout)
+                transfer(url, part, pause, timeout, lambda file: has_end(file, target.suffix))
                 digest = _digest(part)
-                _refuse_other(target, part, digest, sha256)
+                _refuse_other(part, target.suffix, digest, sha256)
             except DownloadError as error:  # what came is useless: the next attempt begins anew
                 forget(part)
                 failures.append(f"  {url}: {error}")
@@ -143,20 +143,20 @@ def fetch(
 def check(file: Path, sha256: str | None = None) -> None:
     """Refuse a file that is not what it was when it arrived.
 
-    The digest of a file that was placed by hand is recorded when it is first seen.
+    A file that was placed by hand is read through, and its digest recorded, when it is first seen.
 
     Args:
         file: an `*.npz` or `*.hdf5` file that is there.
         sha256: its digest where it is known; by default the one recorded beside it.
 
     Raises:
-        DownloadError: its digest is another one, or it is no such file at all.
+        DownloadError: its digest is another one, or it is damaged or no such file at all.
     """
     record = _record_of(file)
     known = sha256 or (record.read_text().split()[0] if record.is_file() else None)
     digest = _digest(file)
     try:
-        _refuse_other(file, file, digest, known)
+        _refuse_other(file, file.suffix, digest, known)
     except DownloadError as error:
         raise DownloadError(
             f"{file}: {error}. It has changed since it arrived, or is another one: delete it and "
@@ -174,16 +174,36 @@ def check_recorded(source: Path) -> None:
             check(file)
 
 
-def _refuse_other(target: Path, file: Path, digest: str, sha256: str | None) -> None:
-    """Refuse bytes that are not those of `target`: by their digest, or by their kind."""
-    if sha256 is not None and digest != sha256:
+def set_aside_damaged(files: Sequence[Path]) -> list[Path]:
+    """Rename files that are damaged, so that a download brings them anew.
+
+    A digest that was recorded when a file arrived, and matches, does not tell that it was sound.
+
+    Args:
+        files: files that are there.
+
+    Returns:
+        The new names, `<file>.damaged`, of those that were.
+    """
+    moved = []
+    for file in files:
+        try:
+            refuse_damaged(file, file.suffix)
+        except DownloadError as error:
+            aside = file.with_name(f"{file.name}.damaged")
+            _log.warning("%s: %s; it is now %s", file, error, aside)
+            file.rename(aside)
+            _record_of(file).unlink(missing_ok=True)
+            moved.append(aside)
+    return moved
+
+
+def _refuse_other(file: Path, suffix: str, digest: str, sha256: str | None) -> None:
+    """Refuse bytes other than those wanted: by their digest, or by reading where none is known."""
+    if sha256 is None:
+        refuse_damaged(file, suffix)
+    elif digest != sha256:
         raise DownloadError(f"the SHA-256 is {digest}, not {sha256}")
-    if target.suffix == ".npz" and not zipfile.is_zipfile(file):
-        raise DownloadError("this is not an .npz file")
-    if target.suffix == ".hdf5":
-        with file.open("rb") as stream:
-            if stream.read(len(_HDF5)) != _HDF5:
-                raise DownloadError("this is not an HDF5 file")
 
 
 def _digest(file: Path) -> str:

@@ -12,7 +12,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +24,34 @@ from deflow_vision.types import UserError
 _log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 20
-_ATTEMPTS = 3  # in a row that bring nothing, at one address
+_ATTEMPTS = 3  # in a row that get no further, at one address
 
 
 class DownloadError(UserError):
     """No address gave the file, or what there is is not it."""
 
 
-def transfer(url: str, part: Path, pause: float, timeout: float) -> None:
-    """Fill `part` from one address, trying again for as long as something comes.
+def transfer(
+    url: str, part: Path, pause: float, timeout: float, whole: Callable[[Path], bool]
+) -> None:
+    """Fill `part` from one address, trying again for as long as more comes than ever before.
 
     Args:
         url: the address.
         part: a file that is there; what it holds is gone on with, if it came from this address.
         pause: seconds before the second attempt; longer before further ones.
         timeout: seconds without a byte after which a connection counts as broken off.
+        whole: tells a whole file from a part of it, where the server does not say its length.
 
     Raises:
-        OSError: the disk is full, or three attempts in a row brought nothing.
+        OSError: the disk is full, or three attempts in a row got no further.
         http.client.HTTPException: likewise.
     """
-    barren = 0
+    barren, furthest = 0, part.stat().st_size
     while True:
-        before = part.stat().st_size
         failure: Exception
         try:
-            if _append(url, part, timeout):
+            if _append(url, part, timeout, whole):
                 return
             failure = http.client.HTTPException("the connection was closed early")
         except urllib.error.HTTPError as error:
@@ -60,14 +62,16 @@ def transfer(url: str, part: Path, pause: float, timeout: float) -> None:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             failure = error
-        barren = 0 if part.stat().st_size > before else barren + 1
+        # Not against the attempt before: begun anew after a wrong answer, it always comes further.
+        barren = 0 if part.stat().st_size > furthest else barren + 1
+        furthest = max(furthest, part.stat().st_size)
         if barren >= _ATTEMPTS:
             raise failure
         _log.warning("%s: %s; going on after %d bytes", url, failure, part.stat().st_size)
         time.sleep(pause * max(1, barren))
 
 
-def _append(url: str, part: Path, timeout: float) -> bool:
+def _append(url: str, part: Path, timeout: float, whole: Callable[[Path], bool]) -> bool:
     """Ask for the bytes that `part` lacks and append them; whether it is complete then."""
     size = part.stat().st_size
     state = _state(part)
@@ -109,7 +113,7 @@ def _append(url: str, part: Path, timeout: float) -> bool:
             while block := response.read1(_BLOCK_BYTES):
                 stream.write(block)
                 advance(len(block))
-    return length is None or part.stat().st_size == start + int(length)
+    return whole(part) if length is None else part.stat().st_size == start + int(length)
 
 
 def forget(part: Path) -> None:

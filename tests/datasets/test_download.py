@@ -10,12 +10,14 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import h5py
 import numpy as np
 import pytest
 import yaml
 
+from deflow_vision.datasets import download as downloading
 from deflow_vision.datasets.convert import convert
-from deflow_vision.datasets.download import DownloadError, download, fetch
+from deflow_vision.datasets.download import DownloadError, download, fetch, set_aside_damaged
 from deflow_vision.tasks import all_tasks, configs_root
 
 
@@ -23,6 +25,19 @@ def npz_bytes(first: int = 0) -> bytes:
     stream = io.BytesIO()
     np.savez(stream, observations=np.arange(first, first + 50_000, dtype=np.float32))
     return stream.getvalue()
+
+
+def hdf5_bytes() -> bytes:
+    stream = io.BytesIO()
+    with h5py.File(stream, "w") as file:
+        numbers = np.random.default_rng(0).normal(size=2000)
+        file.create_dataset("observations", data=numbers, compression="gzip", fletcher32=True)
+    return stream.getvalue()
+
+
+def compressed_at() -> int:
+    with h5py.File(io.BytesIO(hdf5_bytes())) as file:
+        return int(file["observations"].id.get_chunk_info(0).byte_offset)
 
 
 def sha256(content: bytes) -> str:
@@ -37,9 +52,11 @@ class Host(ThreadingHTTPServer):
         self.content = content
         self.version = ("ETag", '"one"')
         self.break_after: int | None = None  # bytes, once
+        self.always_breaks = False
         self.stall_after: int | None = None  # bytes, once
-        self.length_off = 0  # how far Content-Length is from the truth
+        self.length_off: int | None = 0  # how far Content-Length is from the truth; None: none
         self.ranges = True
+        self.range_off = 0  # how far Content-Range is from the truth
         self.checks_version = True
         self.status = 200
         self.released = threading.Event()
@@ -79,11 +96,14 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
-        self.send_header("Content-Length", str(size - start + host.length_off))
+            first = start + host.range_off
+            self.send_header("Content-Range", f"bytes {first}-{size - 1}/{size}")
+        if host.length_off is not None:
+            self.send_header("Content-Length", str(size - start + host.length_off))
         self.send_header(*host.version)
         self.end_headers()
-        stop, host.break_after = host.break_after, None
+        stop = host.break_after
+        host.break_after = stop if host.always_breaks else None
         stall, host.stall_after = host.stall_after, None
         self.wfile.write(host.content[start : stop or stall])
         if stall is not None:
@@ -198,6 +218,84 @@ def test_file_longer_than_its_announced_length_is_refused(host, tmp_path):
         get(host, tmp_path)
 
 
+def test_file_of_no_announced_length_is_whole_only_when_its_end_is_there(host, tmp_path):
+    host.length_off, host.break_after = None, 100_000
+    assert get(host, tmp_path).read_bytes() == host.content
+    assert host.requests == [("/a.npz", None), ("/a.npz", "bytes=100000-")]
+
+
+def test_hdf5_file_of_no_announced_length_is_whole_only_when_all_of_it_is_there(host, tmp_path):
+    host.content = hdf5_bytes()
+    host.length_off, host.break_after = None, 3000
+    (path,) = download("pen-human-v1", tmp_path, addresses=[host.address], pause=0.0)
+    assert path.read_bytes() == host.content
+    assert len(host.requests) == 2
+
+
+def test_half_a_file_of_no_announced_length_is_never_taken(host, tmp_path):
+    host.length_off, host.break_after, host.always_breaks = None, 100_000, True
+    host.ranges = False
+    with pytest.raises(DownloadError, match="closed early"):
+        get(host, tmp_path)
+    assert [path.name for path in tmp_path.glob("a.npz*") if path.stat().st_size > 100_000] == []
+    assert not (tmp_path / "a.npz.sha256").exists()
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+def test_npz_with_a_flipped_byte_is_never_taken(host, tmp_path):
+    host.content = flipped(host.content, 5000)
+    with pytest.raises(DownloadError, match=r"observations\.npy .*damaged"):
+        get(host, tmp_path)
+    assert not list(tmp_path.glob("a.npz")) + list(tmp_path.glob("*.sha256"))
+
+
+def test_hdf5_that_does_not_decode_is_never_taken(host, tmp_path):
+    content, place = hdf5_bytes(), compressed_at()
+    host.content = flipped(content, place + 500)
+    with pytest.raises(DownloadError, match="damaged"):
+        download("pen-human-v1", tmp_path, addresses=[host.address], pause=0.0)
+    assert not list(tmp_path.glob("*.hdf5")) + list(tmp_path.glob("*.sha256"))
+
+
+def test_npz_placed_by_hand_with_a_flipped_byte_is_refused(host, tmp_path):
+    (tmp_path / "a.npz").write_bytes(flipped(host.content, 5000))
+    with pytest.raises(DownloadError, match=r"a\.npz: .*damaged"):
+        get(host, tmp_path)
+    assert not (tmp_path / "a.npz.sha256").exists()
+
+
+def test_damaged_files_are_set_aside_with_their_digests_and_sound_ones_stay(host, tmp_path):
+    bad, good = tmp_path / "a.npz", tmp_path / "b.npz"
+    bad.write_bytes(flipped(host.content, 5000))
+    good.write_bytes(host.content)
+    (tmp_path / "a.npz.sha256").write_text(f"{sha256(bad.read_bytes())}  a.npz\n")
+    assert set_aside_damaged([bad, good]) == [tmp_path / "a.npz.damaged"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz.damaged", "b.npz"]
+
+
+def test_host_that_answers_ranges_wrongly_and_breaks_off_is_given_up(host, tmp_path, monkeypatch):
+    waits = iter(range(10))
+    monkeypatch.setattr("time.sleep", lambda seconds: next(waits))  # and no endless loop
+    host.range_off, host.break_after, host.always_breaks = 7, 100_000, True
+    with pytest.raises(DownloadError, match="closed early"):
+        get(host, tmp_path)
+    assert len(host.requests) <= 5
+
+
+def test_file_that_another_process_has_just_finished_is_taken(host, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def lock(part):  # the other one renames the `.part` that this one waited for
+        (tmp_path / "a.npz").write_bytes(host.content)
+        yield
+
+    monkeypatch.setattr(downloading, "lock", lock)
+    assert get(host, tmp_path).read_bytes() == host.content
+    assert host.requests == []
+
+
 def test_present_file_is_checked_and_not_downloaded_again(host, tmp_path):
     get(host, tmp_path)
     assert get(host, tmp_path).read_bytes() == host.content
@@ -303,7 +401,7 @@ def test_dataset_is_its_training_and_its_validation_file(host, tmp_path):
 
 
 def test_d4rl_dataset_is_one_file_under_its_own_name(host, tmp_path):
-    host.content = b"\x89HDF\r\n\x1a\n and so on"
+    host.content = hdf5_bytes()
     (path,) = download("pen-human-v1", tmp_path, addresses=[host.address])
     assert path == tmp_path / "pen-human-v1.hdf5"
     assert host.requests == [("/hand_dapg_v1/pen-human-v1.hdf5", None)]
