@@ -46,7 +46,7 @@ class Columns:
         group: the split's `zarr.Group`, open for writing.
         directory: its folder.
         layout: array -> shape of a row and dtype; `episode_ends` among them.
-        chunk: frames a chunk; by default 3 MiB of them.
+        chunk: frames a chunk; by default 768 KiB of them.
         level: zstd's compression level.
 
     Attributes:

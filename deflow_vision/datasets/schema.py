@@ -23,7 +23,7 @@ SPLITS = ("train", "val")
 SIDE_DTYPES = {"qpos": "float32", "qvel": "float32", "button_states": "int64"}
 
 ZSTD_LEVEL = 3
-_CHUNK_BYTES = 3 << 20  # 256 frames of 64 x 64 x 3
+_CHUNK_BYTES = 3 << 18  # 64 frames of 64 x 64 x 3
 _MAX_CHUNK_ROWS = 4096
 _THREADS = 4  # that fetch and decode blocks at once; both leave Python's lock to others
 
@@ -47,7 +47,7 @@ def create_array(
         name: the array's name in the group.
         row_shape: shape of one row.
         dtype: NumPy's name of the dtype.
-        chunk: rows a chunk; by default as many as make 3 MiB, at most 4,096.
+        chunk: rows a chunk; by default as many as make 768 KiB, at most 4,096.
         level: zstd's compression level, 1 to 22. Reading takes the same time at any level.
 
     Returns:

@@ -64,7 +64,7 @@ class StoreWriter:
         versions: versions of the programs that made the data.
         render_profile: the renderer's settings, for pixels.
         notes: what a reader of its card should know besides, a sentence or two each.
-        chunk: frames a chunk; by default 3 MiB of them.
+        chunk: frames a chunk; by default 768 KiB of them.
         compression_level: zstd's, 1 to 22; 19 makes frames 15% smaller, for 8 ms a frame.
         plan: what decides the content besides these arguments, any JSON value: numbers of
             episodes, digests of the files that are read. It is not stored.

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
-from deflow_vision.datasets.schema import read_all, read_rows
+from deflow_vision.datasets.schema import create_array, read_all, read_rows
 from deflow_vision.datasets.store import StoreError, StoreWriter, add_goals, open_store, verify
 
 from .conftest import frames_of
@@ -70,6 +71,12 @@ def test_episodes_longer_than_a_chunk_are_kept_whole(make_store):
     observations = open_store(make_store((50, 3, 140), chunk=2)).train.observations
     np.testing.assert_array_equal(read_all(observations), frames_of(0, 193, pixels=True))
     np.testing.assert_array_equal(read_rows(observations, 30, 35), frames_of(30, 5, pixels=True))
+
+
+def test_a_chunk_holds_64_frames_of_ogbench_and_at_most_4096_rows(tmp_path):
+    root = zarr.create_group(tmp_path / "a.zarr")
+    assert create_array(root, "frames", (64, 64, 3), "uint8").chunks == (64, 64, 64, 3)
+    assert create_array(root, "actions", (5,), "float32").chunks == (4096, 5)
 
 
 def test_store_may_lack_a_validation_split(make_store):
