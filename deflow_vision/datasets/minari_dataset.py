@@ -19,6 +19,7 @@ from deflow_vision.datasets.schema import StoreError
 from deflow_vision.datasets.store import StoreWriter
 
 _GOAL = "default"
+_WIDEST = 1e6  # between bounds of an action; wider ones stand for none, and leave nothing to scale
 # Minari has no error class of its own for what is damaged.
 _ERRORS = (
     OSError,
@@ -41,7 +42,8 @@ def convert_minari(dataset_id: str, path: Path) -> None:
     """Convert a dataset of Minari's local folder into a store, without a validation split.
 
     Observations of several parts are flattened in the order of `gymnasium.wrappers.
-    FlattenObservation`, and actions scaled from their bounds to [-1, 1]; the store's notes say so.
+    FlattenObservation`, and actions scaled from their bounds to [-1, 1] and clipped there; the
+    store's notes say so.
 
     Args:
         dataset_id: such as "D4RL/pen/human-v2"; it is the store's `env_id` too.
@@ -55,10 +57,7 @@ def convert_minari(dataset_id: str, path: Path) -> None:
     space, actions = dataset.observation_space, dataset.action_space
     pixels = isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) == 3
     parts = [] if pixels else list(_parts(dataset_id, space))
-    if not isinstance(actions, Box) or not np.isfinite([actions.low, actions.high]).all():
-        raise StoreError(
-            f"{dataset_id}: its actions are {actions}; a store holds bounded vectors of numbers."
-        )
+    _check_actions(dataset_id, actions)
     writer = StoreWriter(
         path,
         source=f"Minari's {dataset_id}",
@@ -116,7 +115,7 @@ def _read(dataset: Any, indices: np.ndarray, pixels: bool) -> Iterator[Episode]:
             rewards = np.asarray(episode.rewards, np.float32)
             length = len(rewards)
             observations = episode.observations if pixels else _flatten(space, episode.observations)
-            taken = np.reshape(episode.actions, (length, -1)).astype(np.float32)
+            taken = np.reshape(episode.actions, (length, -1)).astype(np.float64)
             masks = 1 - np.reshape(episode.terminations, length).astype(np.float32)
         except _ERRORS as error:
             raise _damaged(f"{dataset.id}, episode {index}", error) from error
@@ -130,6 +129,21 @@ def _read(dataset: Any, indices: np.ndarray, pixels: bool) -> Iterator[Episode]:
             if not np.isfinite(rows).all():
                 raise _damaged(f"{dataset.id}, episode {index}", f"{key} that are not finite")
         yield Episode(observations, _scaled(actions, taken), {}, {_GOAL: (rewards, masks)})
+
+
+def _check_actions(dataset_id: str, actions: Space) -> None:
+    """Refuse actions that cannot be scaled from their bounds."""
+    if not isinstance(actions, Box) or not np.isfinite([actions.low, actions.high]).all():
+        raise StoreError(
+            f"{dataset_id}: its actions are {actions}; a store holds bounded vectors of numbers."
+        )
+    for number, (low, high) in enumerate(zip(*_bounds(actions), strict=True)):
+        if not low < high <= low + _WIDEST:
+            raise StoreError(
+                f"{dataset_id}: action {number} lies between {low:g} and {high:g}, which leaves "
+                "nothing to scale to [-1, 1]. Write its episodes with StoreWriter, without actions "
+                "that cannot vary, and scaled by the bounds that the others really have."
+            )
 
 
 def _parts(dataset_id: str, space: Space, name: str = "") -> Iterator[tuple[str, int]]:
@@ -157,12 +171,15 @@ def _flatten(space: Space, values: Any) -> np.ndarray:
 
 
 def _scaled(space: Box, actions: np.ndarray) -> np.ndarray:
-    """Actions (T, A) in the space's bounds, brought to [-1, 1]."""
-    if _unit(space):
-        return actions
-    low, high = space.low.ravel(), space.high.ravel()
-    scaled: np.ndarray = 2 * (actions - low) / (high - low) - 1
-    return scaled
+    """Actions (T, A) in the space's bounds, brought to [-1, 1], as float32."""
+    low, high = _bounds(space)
+    scaled: np.ndarray = (2 * (actions - low) / (high - low) - 1).clip(-1, 1)
+    return scaled.astype(np.float32)
+
+
+def _bounds(actions: Box) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest actions, (A,) each."""
+    return actions.low.ravel().astype(np.float64), actions.high.ravel().astype(np.float64)
 
 
 def _unit(actions: Box) -> bool:
@@ -177,8 +194,13 @@ def _notes(dataset: Any, parts: list[tuple[str, int]]) -> list[str]:
             f"An observation is, in this order (that of gymnasium.wrappers.FlattenObservation): "
             f"{joined}."
         )
-    if not _unit(dataset.action_space):
-        notes.append(f"Actions are scaled to [-1, 1] from {dataset.action_space}.")
+    actions = dataset.action_space
+    if _unit(actions):
+        notes.append("Actions beyond [-1, 1] are clipped.")
+    else:
+        notes.append(
+            f"Actions are scaled to [-1, 1] from {actions}, and those beyond its bounds clipped."
+        )
     recorded = dataset.env_spec.id if dataset.env_spec is not None else "an environment not named"
     notes.append(
         f"Recorded in {recorded}. Train on it with --env module:factory, a function that returns "

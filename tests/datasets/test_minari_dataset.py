@@ -55,13 +55,16 @@ def draw(space, count, rng):
     return rng.uniform(low, high, (count, *space.shape)).astype(space.dtype)
 
 
-def make_dataset(dataset_id="D4RL/antmaze/tiny-v0", space=PARTS, actions=ACTIONS, **changes):
+def make_dataset(
+    dataset_id="D4RL/antmaze/tiny-v0", space=PARTS, actions=ACTIONS, beyond=1.0, **changes
+):
+    """A dataset of random episodes, the actions so many times as far from 0 as they are drawn."""
     rng = np.random.default_rng(0)
     buffers = [
         EpisodeBuffer(
             id=number,
             observations=draw(space, length + 1, rng),
-            actions=draw(actions, length, rng),
+            actions=beyond * draw(actions, length, rng),
             rewards=list(rng.normal(size=length)),
             terminations=[False] * (length - 1) + [number == 0],
             truncations=[False] * (length - 1) + [number != 0],
@@ -121,6 +124,23 @@ def test_observations_are_flattened_as_gymnasiums_wrapper_flattens_them(tmp_path
     )
 
 
+def test_actions_beyond_their_bounds_are_clipped_and_the_card_says_so(tmp_path):
+    dataset = make_dataset(beyond=1.5)
+    convert_minari(dataset.id, tmp_path / "a.zarr")
+    store = open_store(tmp_path / "a.zarr")
+    actions = read_all(store.train.actions)
+    assert (actions.min(), actions.max()) == (-1, 1)
+    assert "those beyond its bounds clipped" in " ".join(store.attributes["notes"])
+
+
+def test_actions_of_narrow_bounds_far_from_0_keep_their_digits(tmp_path):
+    dataset = make_dataset(actions=spaces.Box(8, 8 + 1e-5, (1,), np.float64))
+    convert_minari(dataset.id, tmp_path / "a.zarr")
+    actions = read_all(open_store(tmp_path / "a.zarr").train.actions)
+    expected = 2 * (dataset[0].actions - 8) / ((8 + 1e-5) - 8) - 1
+    np.testing.assert_allclose(actions[: LENGTHS[0]], expected, atol=1e-6)
+
+
 def test_the_store_is_named_by_minaris_id_and_says_that_it_is_not_d4rls(tmp_path):
     convert_minari(make_dataset().id, tmp_path / "a.zarr")
     store = open_store(tmp_path / "a.zarr")
@@ -168,6 +188,9 @@ def test_a_dataset_that_is_not_there_is_refused_with_those_that_are(tmp_path):
         ),
         (PARTS, spaces.Discrete(3), r"actions are Discrete"),
         (PARTS, spaces.Box(-np.inf, np.inf, (2,)), r"actions are Box\(-inf.*bounded"),
+        (PARTS, spaces.Box(-3e38, 3e38, (2,)), r"action 0 lies between -3e\+38 and 3e\+38"),
+        (PARTS, spaces.Box(-1.7e308, 1.7e308, (2,), np.float64), r"action 0 lies between"),
+        (PARTS, spaces.Box(np.float32([-1, 2]), np.float32([1, 2])), r"action 1 .* 2 and 2"),
     ],
 )
 def test_spaces_that_a_store_cannot_hold_are_refused(tmp_path, space, actions, match):
