@@ -86,6 +86,7 @@ def _notes(task: Task) -> list[str]:
         "D4RL's q-learning transitions, so without the last one of an episode that timed out"
         f"{rewards}.",
         f"The environment that policies are evaluated in has {task.deviation}.",
+        "Actions beyond [-1, 1] are clipped, as FQL and DeFlow do.",
     ]
 
 
@@ -180,7 +181,7 @@ class Rows:
                 masks = 1 - block["terminals"][rows].astype(np.float32)
                 yield Episode(
                     block["observations"][begin:end],
-                    block["actions"][rows],
+                    block["actions"][rows].clip(-1, 1),
                     {},
                     {self._task.goal_key: (rewards, masks)},
                 )

@@ -159,6 +159,14 @@ def test_antmaze_rewards_are_shifted_and_adroit_rewards_are_raw(tmp_path):
         assert set(rewards) == {shift, shift + 1}
 
 
+def test_actions_beyond_their_bounds_are_clipped_as_fql_clips_them(tmp_path):
+    rows = rows_of(PEN, (), (), actions=np.full((40, 24), -1.5, np.float32))
+    convert_hdf5(write_file(tmp_path, PEN, rows), tmp_path / "a.zarr")
+    store = open_store(tmp_path / "a.zarr")
+    assert set(read_all(store.train.actions)[:-1].ravel()) == {-1}
+    assert "Actions beyond [-1, 1] are clipped" in store.attributes["notes"][-1]
+
+
 def test_masks_are_zero_at_terminals_and_one_at_timeouts(tmp_path):
     rows = rows_of(PEN, (10,), (20,))
     convert_hdf5(write_file(tmp_path, PEN, rows), tmp_path / "a.zarr")
