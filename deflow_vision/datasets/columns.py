@@ -17,6 +17,7 @@ from numcodecs.zstd import Zstd
 from deflow_vision.datasets.schema import StoreError, block_file, create_array
 
 ENDS = "episode_ends"
+_ACTION_BOUND = 1 + 1e-6  # float32's rounding of a scaled one
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def fit_episode(
     """A copy of an episode's rows, in the arrays' dtypes.
 
     Args:
-        values: rows by array.
+        values: rows by array; actions lie in [-1, 1].
         layout: array -> shape of a row and dtype; `episode_ends`, which are not given, among them.
         length: how many rows there should be of each.
 
@@ -198,19 +199,44 @@ def fit_episode(
             f"an episode of {length} states with {', '.join(sorted(values))}; this store needs "
             f"{', '.join(sorted(needed))}, and at least one state."
         )
-    fitted = {name: _fit(name, np.asarray(rows), *layout[name]) for name, rows in values.items()}
+    fitted = {name: fit_rows(name, rows, *layout[name]) for name, rows in values.items()}
     for name, rows in fitted.items():
         if len(rows) != length:
             raise StoreError(f"{name} has {len(rows)} rows in an episode of {length} states.")
+    furthest = float(np.abs(fitted["actions"]).max(initial=0))
+    if furthest > _ACTION_BOUND:
+        raise StoreError(
+            f"actions up to {furthest:.7g} in size: a store holds them scaled to [-1, 1], "
+            "2 * (action - low) / (high - low) - 1 with the bounds of the action space."
+        )
     return fitted
 
 
-def _fit(name: str, rows: np.ndarray, row_shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def fit_rows(name: str, values: Any, row_shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """A copy of rows in the dtype of a store's array, which holds the same numbers.
+
+    Args:
+        name: the array's, for messages.
+        values: the rows, (n, *row_shape): numbers; whole ones for int64, uint8 for uint8.
+        row_shape: shape of a row of the array.
+        dtype: its dtype, "float32", "int64" or "uint8".
+
+    Raises:
+        StoreError: the shape, the dtype or a value does not fit.
+    """
+    rows = np.asarray(values)
+    if rows.dtype.kind not in "buif":
+        raise StoreError(f"{name}: dtype {rows.dtype}; a store holds numbers, float32 or int64.")
+    if not rows.ndim:
+        raise StoreError(f"{name}: a single number; give a row for each state.")
     if rows.shape[1:] != row_shape:
         raise StoreError(f"{name}: rows of shape {rows.shape[1:]}, the store has {row_shape}.")
     if dtype == "uint8" and rows.dtype != np.uint8:
         raise StoreError(f"{name}: dtype {rows.dtype}, the store has uint8.")
-    rows = rows.astype(dtype)
-    if dtype == "float32" and not np.isfinite(rows).all():
-        raise StoreError(f"{name}: the episode has values that are not finite.")
-    return rows
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is seen below
+        fitted = rows.astype(dtype)
+    if dtype == "float32" and not np.isfinite(fitted).all():
+        raise StoreError(f"{name}: values that are not finite.")
+    if dtype == "int64" and not (fitted == rows).all():
+        raise StoreError(f"{name}: values that are not whole numbers.")
+    return fitted

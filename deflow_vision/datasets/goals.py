@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from deflow_vision.datasets.address import refuse_address
+from deflow_vision.datasets.columns import fit_rows
 from deflow_vision.datasets.schema import StoreError, array_digests, create_array, open_root
 
 Labels = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Goal -> its rewards and masks, one each for every state."""
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+_ZARRS_OWN = ("c", "zarr.json")  # names of files and folders in a Zarr array or group
+
+
+def check_goals(goals: Iterable[str]) -> None:
+    """Refuse goals whose names do not fit for folders of a store.
+
+    Raises:
+        StoreError: one of them.
+    """
+    for goal in goals:
+        if not _NAME.fullmatch(goal) or goal in _ZARRS_OWN:
+            raise StoreError(
+                f"goal {goal!r}: name it by letters, digits, '_', '.' and '-', a letter or a digit "
+                f"first; not {' nor '.join(_ZARRS_OWN)}."
+            )
 
 
 def add_goals(path: Path, goals: Mapping[str, Labels]) -> None:
@@ -25,35 +44,55 @@ def add_goals(path: Path, goals: Mapping[str, Labels]) -> None:
         goals: split -> goal -> (rewards, masks), each (N,), aligned with the stored states.
 
     Raises:
-        StoreError: not a store, or a length or a value that does not fit.
+        StoreError: not a store, or a name, a length or a value that does not fit; then no goal is
+            written.
     """
     refuse_address(path)
     path = Path(path)
     root = open_root(path, "r+")
     attributes = dict(root.attrs)
+    fitted = {}
     for split, labels in goals.items():
+        check_goals(labels)
         if split not in attributes.get("counts", {}):
             raise StoreError(f"{path} has no split {split!r}.")
         count = attributes["counts"][split]["states"]
         for goal, pair in labels.items():
-            values = fit_labels(f"{split}/{goal}", *pair)
+            values = fitted[f"{split}/tasks/{goal}"] = fit_labels(f"{split}/{goal}", *pair)
             for name, value in values.items():
                 if len(value) != count:
                     raise StoreError(f"{split}/{goal}: {len(value)} {name} for {count} states.")
-            folder = path / split / "tasks" / goal
-            prefix = f"{split}/tasks/{goal}/"
-            attributes["digests"] = {
-                name: digest
-                for name, digest in attributes["digests"].items()
-                if not name.startswith(prefix)
-            }
-            root.attrs.put(attributes)
-            shutil.rmtree(folder, ignore_errors=True)
-            group = root.create_group(f"{split}/tasks/{goal}")
-            for name, value in values.items():
-                create_array(group, name, (), "float32").append(value)
-            attributes["digests"] |= array_digests(path, folder)
-            root.attrs.put(attributes)
+    for place, values in fitted.items():
+        attributes["digests"] = {
+            name: digest
+            for name, digest in attributes["digests"].items()
+            if not name.startswith(f"{place}/")
+        }
+        root.attrs.put(attributes)
+        shutil.rmtree(path / place, ignore_errors=True)
+        group = root.create_group(place)
+        for name, value in values.items():
+            create_array(group, name, (), "float32").append(value)
+        attributes["digests"] |= array_digests(path, path / place)
+        root.attrs.put(attributes)
+
+
+def goal_rows(labels: Labels, length: int) -> dict[str, np.ndarray]:
+    """The rows of an episode's goals by array, the last one repeated where it has only actions'.
+
+    Args:
+        labels: goal -> (rewards, masks), (length,) or (length - 1,) each.
+        length: the episode's states.
+
+    Raises:
+        StoreError: see `fit_labels`.
+    """
+    rows = {}
+    for goal, pair in labels.items():
+        for name, value in fit_labels(f"tasks/{goal}", *pair).items():
+            last = value[-1:] if len(value) == length - 1 else value[:0]
+            rows[f"tasks/{goal}/{name}"] = np.concatenate([value, last])
+    return rows
 
 
 def fit_labels(where: str, rewards: np.ndarray, masks: np.ndarray) -> dict[str, np.ndarray]:
@@ -70,12 +109,10 @@ def fit_labels(where: str, rewards: np.ndarray, masks: np.ndarray) -> dict[str, 
     Raises:
         StoreError: a shape or a value does not fit.
     """
-    values = {"rewards": np.asarray(rewards, np.float32), "masks": np.asarray(masks, np.float32)}
-    for name, value in values.items():
-        if value.ndim != 1:
-            raise StoreError(f"{where}: {name} of shape {value.shape}; it should be a vector.")
-        if not np.isfinite(value).all():
-            raise StoreError(f"{where}: {name} that are not finite.")
+    values = {
+        name: fit_rows(f"{where}/{name}", value, (), "float32")
+        for name, value in (("rewards", rewards), ("masks", masks))
+    }
     if not np.isin(values["masks"], (0, 1)).all():
         raise StoreError(f"{where}: masks other than 0 and 1.")
     return values

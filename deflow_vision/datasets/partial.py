@@ -27,6 +27,10 @@ from deflow_vision.datasets.schema import StoreError, block_file
 _FACTS = "facts"
 
 
+class DamagedSourceError(StoreError):
+    """What a store is made from is damaged: what was written of it is not to be gone on with."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """What a writer had done when it last recorded it.

@@ -17,8 +17,14 @@ import numpy as np
 import zarr
 
 from deflow_vision.datasets.columns import ENDS, Block, Columns, fit_episode
-from deflow_vision.datasets.goals import Labels, fit_labels
-from deflow_vision.datasets.partial import Partial, Progress, refuse_existing, sync
+from deflow_vision.datasets.goals import Labels, check_goals, goal_rows
+from deflow_vision.datasets.partial import (
+    DamagedSourceError,
+    Partial,
+    Progress,
+    refuse_existing,
+    sync,
+)
 from deflow_vision.datasets.schema import (
     FORMAT,
     SIDE_DTYPES,
@@ -48,7 +54,8 @@ class StoreWriter:
             for number in range(writer.episodes_done("train"), 1000):
                 writer.append_episode("train", *make_episode(number))
 
-    Bad input (a `UserError`) removes what was written, and without a `plan` every error does.
+    Bad input (a `UserError`) records nothing further, but keeps what was recorded. Without a `plan`
+    every error removes what was written, and a `DamagedSourceError` always does.
 
     Args:
         path: the store's folder, which must not exist.
@@ -70,8 +77,9 @@ class StoreWriter:
             episodes, digests of the files that are read. It is not stored.
 
     Raises:
-        StoreError: the observations' dtype or a side array is unknown. On entering: `path` exists,
-            another process writes it, or what is there in part is of other arguments.
+        StoreError: the observations' dtype, a side array or a goal's name does not fit. On
+            entering: `path` exists, another process writes it, or what is there in part is of
+            other arguments.
     """
 
     def __init__(
@@ -101,6 +109,7 @@ class StoreWriter:
         for name in side or {}:
             if name not in SIDE_DTYPES:
                 raise StoreError(f"side array {name!r}: schema v1 has {', '.join(SIDE_DTYPES)}.")
+        check_goals(goals)
         self._columns: dict[str, tuple[tuple[int, ...], str]] = {
             "observations": (tuple(observation_shape), dtype),
             "actions": ((action_dim,), "float32"),
@@ -162,27 +171,26 @@ class StoreWriter:
         Args:
             split: "train" or "val".
             observations: every state once, the last included, (T + 1, ...).
-            actions: (T, A), or (T + 1, A) whose last row is ignored (zeros are stored).
+            actions: (T, A) in [-1, 1], or (T + 1, A) whose last row is ignored (zeros are stored).
             goals: (rewards, masks) of every goal declared, (T + 1,) each, or (T,), of which the
                 last is stored for the last state too, where no transition starts. Masks are 0 or 1.
             side: every side array declared, (T + 1, ...) each.
 
         Raises:
-            StoreError: a length, a shape, a dtype or a value does not fit.
+            StoreError: a length, a shape, a dtype or a value does not fit; names the episode.
         """
-        length = len(observations)
-        if len(actions) not in (length - 1, length):
-            raise StoreError(f"{len(actions)} actions for {length} states of an episode.")
-        padded = np.zeros((length, *np.shape(actions)[1:]), np.float32)
-        padded[:-1] = actions[: length - 1]
-        values = {"observations": observations, "actions": padded, **side}
-        for goal, pair in (goals or {}).items():
-            for name, value in fit_labels(f"{split}/{goal}", *pair).items():
-                last = value[-1:] if len(value) == length - 1 else value[:0]
-                values[f"tasks/{goal}/{name}"] = np.concatenate([value, last])
-        rows = fit_episode(values, self._columns, length)
-        columns = self._split(split)
-        self._whole = False
+        length, actions = len(observations), np.atleast_1d(actions)
+        try:
+            if len(actions) not in (length - 1, length):
+                raise StoreError(f"{len(actions)} actions for {length} states of an episode.")
+            padded = np.zeros((length, *actions.shape[1:]), actions.dtype)
+            padded[:-1] = actions[: length - 1]
+            values = {"observations": observations, "actions": padded, **side}
+            rows = fit_episode(values | goal_rows(goals or {}, length), self._columns, length)
+        except StoreError as error:
+            where = f"{self._path}: episode {self.episodes_done(split)} of {split}, counted from 0"
+            raise StoreError(f"{where}, is refused: {error}") from error
+        columns, self._whole = self._split(split), False
         self._write(columns.append(rows, length))
         self._whole = True
         if self._plan is not None and time.monotonic() >= self._due and not self._partial.busy():
@@ -254,13 +262,12 @@ class StoreWriter:
     def _stop(self, error: BaseException) -> None:
         """Keep what another run can go on from, and say so; remove anything else."""
         wait(self._writing)
-        if not isinstance(error, UserError):
-            with contextlib.suppress(OSError):  # a full disk is full for this too
-                if self._plan is not None and self._splits and self._whole:
-                    self._record()
-                self._partial.wait()
-        kept = not isinstance(error, UserError) and self._partial.has_progress()
-        if kept:
+        with contextlib.suppress(OSError):  # a full disk is full for this too
+            good = self._plan is not None and self._splits and self._whole
+            if good and not isinstance(error, UserError):
+                self._record()
+            self._partial.wait()
+        if self._partial.has_progress() and not isinstance(error, DamagedSourceError):
             _log.warning("%s is kept: the same command goes on from there", self._partial.folder)
         else:
             self._partial.remove()

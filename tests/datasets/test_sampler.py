@@ -86,7 +86,7 @@ def test_actions_stay_inside_the_open_interval(tmp_path):
     facts |= {"observation_shape": (1,), "action_dim": 2, "goals": ["task1"]}
     with StoreWriter(path, **facts) as writer:
         goals = {"task1": (np.zeros(2), np.ones(2))}
-        writer.append_episode("train", np.zeros((2, 1), np.float32), np.array([[1.0, -3.0]]), goals)
+        writer.append_episode("train", np.zeros((2, 1), np.float32), np.array([[1.0, -1.0]]), goals)
     actions = sampler_of(path).batch(0).actions
     np.testing.assert_array_equal(actions[0], np.array([1 - 1e-5, 1e-5 - 1], np.float32))
 

@@ -22,9 +22,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deflow_vision.datasets import writer as writing
-from deflow_vision.datasets.partial import Partial
+from deflow_vision.datasets.partial import DamagedSourceError, Partial
 from deflow_vision.datasets.schema import create_array
-from deflow_vision.datasets.store import StoreError, StoreWriter, open_store, verify
+from deflow_vision.datasets.store import StoreError, StoreWriter, add_goals, open_store, verify
 
 LENGTHS = {"train": (3, 1, 6, 2, 9, 4, 4, 1), "val": (5, 2, 3)}
 
@@ -58,7 +58,7 @@ def append(writer: StoreWriter, split: str, number: int, length: int) -> None:
     writer.append_episode(
         split,
         rng.integers(0, 256, (length, 2, 3, 1)).astype(np.uint8),
-        rng.normal(size=(length, 2)),
+        rng.uniform(-1, 1, (length, 2)),
         {"task1": (rng.normal(size=length), np.ones(length))},
         qpos=rng.normal(size=(length, 3)),
     )
@@ -298,12 +298,34 @@ def test_damaged_partial_is_refused(stopped: Path, file: str) -> None:
         writer_of(stopped).__enter__()
 
 
-def test_bad_input_leaves_nothing_even_of_a_run_before(stopped: Path) -> None:
+def append_refused(writer: StoreWriter) -> None:
     frames, goals = np.zeros((3, 2, 3, 1), np.uint8), {"task1": (np.zeros(3), np.ones(3))}
-    with pytest.raises(StoreError, match="not finite"), writer_of(stopped) as writer:
-        writer.append_episode(
-            "train", frames, np.zeros((2, 2)), goals, qpos=np.full((3, 3), np.nan)
-        )
+    writer.append_episode("train", frames, np.zeros((2, 2)), goals, qpos=np.full((3, 3), np.nan))
+
+
+def test_refused_episode_is_named_and_what_was_recorded_before_it_kept(
+    stopped: Path, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    named = r"a\.zarr: episode 5 of train, counted from 0, is refused: qpos.* not finite"
+    with pytest.raises(StoreError, match=named), writer_of(stopped) as writer:
+        append_refused(writer)
+    assert f"{stopped}.partial is kept" in caplog.text
+    assert not stopped.exists()
+    with writer_of(stopped) as writer:
+        assert writer.episodes_done("train") == 5
+        fill(writer)
+    assert files_of(stopped) == whole
+
+
+def test_refused_episode_before_anything_was_recorded_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="episode 0"), writer_of(tmp_path / "a.zarr") as writer:
+        append_refused(writer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_source_leaves_nothing_even_of_a_run_before(stopped: Path) -> None:
+    with pytest.raises(StoreError, match="CRC"), writer_of(stopped):
+        raise DamagedSourceError("its CRC is another one")
     assert list(stopped.parent.iterdir()) == []
 
 
@@ -378,8 +400,10 @@ def test_rewards_of_transitions_alone_are_repeated_for_the_last_state(tmp_path: 
         ({}, "tasks/task1/rewards"),
         ({"task1": (np.zeros(5), np.ones(3))}, "rewards has 5 rows in an episode of 3"),
         ({"task1": (np.zeros(3), np.full(3, 0.5))}, "masks other than 0 and 1"),
-        ({"task1": (np.full(3, np.inf), np.ones(3))}, "rewards that are not finite"),
-        ({"task1": (np.zeros((3, 1)), np.ones(3))}, "should be a vector"),
+        ({"task1": (np.full(3, np.inf), np.ones(3))}, "task1/rewards: values that are not finite"),
+        ({"task1": (np.zeros((3, 1)), np.ones(3))}, r"task1/rewards: rows of shape \(1,\)"),
+        ({"task1": (np.full(3, "one"), np.ones(3))}, "task1/rewards: dtype <U3"),
+        ({"task1": (np.float32(1), np.ones(3))}, "task1/rewards: a single number"),
     ],
 )
 def test_goals_that_do_not_fit_are_refused(tmp_path: Path, goals: Any, message: str) -> None:
@@ -389,3 +413,91 @@ def test_goals_that_do_not_fit_are_refused(tmp_path: Path, goals: Any, message: 
         writer_of(tmp_path / "a.zarr", side=None) as writer,
     ):
         writer.append_episode("train", frames, np.zeros((2, 2)), goals)
+
+
+FITTING = {
+    "observations": np.zeros((3, 2)),
+    "actions": np.zeros((2, 2)),
+    "qpos": np.zeros((3, 3)),
+    "button_states": np.zeros((3, 1), int),
+}
+
+
+def write_one(path: Path, **changes: np.ndarray) -> Path:
+    """A store of one episode of three states."""
+    layout = {"observation_shape": (2,), "observation_dtype": "float32", "goals": []}
+    side = {"qpos": (3,), "button_states": (1,)}
+    with writer_of(path, **layout, side=side, plan=None) as writer:
+        writer.append_episode("train", **FITTING | changes)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("observations", np.zeros((3, 2), complex), "observations: dtype complex128"),
+        ("observations", np.full((3, 2), 1e300), "observations: values that are not finite"),
+        ("observations", np.full((3, 2), None), "observations: dtype object"),
+        ("actions", np.full((2, 2), "left"), "actions: dtype <U4"),
+        ("actions", np.zeros(2), r"actions: rows of shape \(\)"),
+        ("actions", np.full((2, 2), np.nan), "actions: values that are not finite"),
+        ("actions", np.full((2, 2), -50.0), r"actions up to 50 .*\[-1, 1\], 2 \* \(action - low"),
+        ("actions", np.full((2, 2), 1 + 1e-5), r"actions up to 1.00001 "),
+        ("button_states", np.full((3, 1), 0.7), "button_states: values that are not whole"),
+        ("button_states", np.full((3, 1), np.nan), "button_states: values that are not whole"),
+        ("button_states", np.full((3, 1), 1e300), "button_states: values that are not whole"),
+        ("button_states", np.full((3, 1), 2**63, np.uint64), "values that are not whole"),
+    ],
+)
+def test_values_that_a_store_cannot_hold_are_refused(
+    tmp_path: Path, name: str, rows: np.ndarray, message: str
+) -> None:
+    with pytest.raises(StoreError, match=message):
+        write_one(tmp_path / "a.zarr", **{name: rows})
+
+
+def test_whole_numbers_of_any_dtype_are_taken(tmp_path: Path) -> None:
+    changes = {
+        "observations": np.ones((3, 2), bool),
+        "actions": np.full((2, 2), -1),
+        "button_states": np.full((3, 1), 2.0),
+    }
+    train = open_store(write_one(tmp_path / "a.zarr", **changes)).train
+    assert train.observations[0].tolist() == [1, 1]
+    assert train.actions[0].tolist() == [-1, -1]
+    assert train.side["button_states"][0].tolist() == [2]
+
+
+ODD_GOALS = ("../../../victim", "..", ".", "", "a/b", "a\\b", ".hidden", "a\n", "c", "zarr.json")
+
+
+@pytest.mark.parametrize("goal", ODD_GOALS)
+def test_goal_that_is_no_plain_name_is_refused_by_the_writer(tmp_path: Path, goal: str) -> None:
+    with pytest.raises(StoreError, match=r"goal .*: name it"):
+        writer_of(tmp_path / "a.zarr", goals=[goal])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("goal", ODD_GOALS)
+def test_goal_that_is_no_plain_name_is_refused_before_anything_is_touched(
+    tmp_path: Path, goal: str
+) -> None:
+    path = write_one(tmp_path / "a" / "b.zarr")
+    (tmp_path / "victim").mkdir()
+    before = files_of(path)
+    labels = (np.zeros(3), np.ones(3))
+    with pytest.raises(StoreError, match=r"goal .*: name it"):
+        add_goals(path, {"train": {"fine": labels, goal: labels}})
+    assert files_of(path) == before
+    assert (tmp_path / "victim").is_dir()
+
+
+def test_goals_are_added_all_or_none(tmp_path: Path) -> None:
+    path = write_one(tmp_path / "a.zarr")
+    before = files_of(path)
+    with pytest.raises(StoreError, match="2 rewards for 3 states"):
+        add_goals(
+            path,
+            {"train": {"fine": (np.zeros(3), np.ones(3)), "short": (np.zeros(2), np.ones(2))}},
+        )
+    assert files_of(path) == before

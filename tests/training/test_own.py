@@ -43,7 +43,11 @@ def write(path: Path, **changes) -> Path:
     layout = {"observation_shape": (8, 10, 1), "observation_dtype": "uint8", "action_dim": 2}
     layout |= {"goals": ["default"], "scale": 1.0} | changes
     rng, scale = np.random.default_rng(0), layout.pop("scale")
-    with StoreWriter(path, source="test", env_id="mine", seeds=0, **layout) as writer:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        StoreWriter(path, source="test", env_id="mine", seeds=0, **layout) as writer,
+    ):
+        patch.setattr("deflow_vision.datasets.columns._ACTION_BOUND", np.inf)  # as writers were
         writer.append_episode(
             "train",
             rng.integers(0, 256, (9, *layout["observation_shape"]), dtype=np.uint8),
