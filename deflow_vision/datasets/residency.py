@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from deflow_vision.datasets.memory import available_memory
 from deflow_vision.datasets.store import Split
 from deflow_vision.types import UserError
 
 Residency = Literal["auto", "device", "ram", "stream"]
-WINDOW_BLOCKS = 128
+_BLOCK_CHUNKS = 4  # a block reads one chunk more than it holds: that one is a quarter then
+_WINDOW_BYTES = 384 << 20  # 32,768 frames of 64 x 64 x 3
+_WINDOW_FRAMES = 1 << 19
 _GIB = 1 << 30
 
 
@@ -28,11 +29,13 @@ class MemoryPlan:
         num_frames: N.
         frame_shape: of a stored observation.
         frame_bytes: bytes of one.
-        column_bytes: bytes of actions, rewards and masks, which are always in memory.
+        column_bytes: bytes of what is in memory whole besides frames: actions, rewards and masks,
+            or, in `stream`, the returns of all states where the batch has them.
         block_length: frames of a block of `stream`.
         window_blocks: blocks of a window, over all streams.
         window_rows: frames that a window of one stream has room for.
         window_bytes: bytes of the two windows of each of this process's streams.
+        decoded: frames that an epoch of `stream` decodes for each stored one.
     """
 
     residency: Literal["device", "ram", "stream"]
@@ -45,6 +48,7 @@ class MemoryPlan:
     window_blocks: int
     window_rows: int
     window_bytes: int
+    decoded: float
 
     @property
     def raw_bytes(self) -> int:
@@ -70,7 +74,8 @@ class MemoryPlan:
         if self.residency == "stream":
             lines.append(
                 f"blocks        {self.block_length} frames, {self.window_blocks} in a window, two "
-                f"windows at once ({self.window_bytes / _GIB:.2f} GiB)"
+                f"windows at once ({self.window_bytes / _GIB:.2f} GiB); an epoch decodes each "
+                f"frame {self.decoded:.2f} times"
             )
         return "\n".join(lines)
 
@@ -81,10 +86,11 @@ def plan_residency(
     *,
     residency: Residency = "auto",
     frame_stack: int = 1,
+    fields: Sequence[str] = (),
     num_streams: int = 1,
     streams: Sequence[int] = (0,),
     block_length: int | None = None,
-    window_blocks: int = WINDOW_BLOCKS,
+    window_blocks: int | None = None,
     device_bytes: int = 0,
 ) -> MemoryPlan:
     """Choose where a split's frames live. Reads and allocates nothing.
@@ -95,11 +101,13 @@ def plan_residency(
         residency: "auto" takes "device" where the observations fit into half of `device_bytes`,
             else "ram" where all fits the budget, else "stream".
         frame_stack: frames of an observation.
+        fields: optional fields of the batch, see `Fields`.
         num_streams: streams of the run.
         streams: those of this process.
-        block_length: frames of a block; by default a chunk of the store.
-        window_blocks: blocks of a window, over all streams. It does not follow the budget: the
-            rows of a batch depend on it, and they must not depend on the machine.
+        block_length: frames of a block; by default four chunks of the store.
+        window_blocks: blocks of a window, over all streams; by default what 384 MiB hold, and at
+            most 524,288 frames. It does not follow the budget: the rows of a batch depend on it,
+            and they must not depend on the machine.
         device_bytes: free memory of the device that is trained on, 0 where it has none of its own.
 
     Returns:
@@ -111,20 +119,25 @@ def plan_residency(
     budget = available_memory() // 2 if budget_bytes is None else budget_bytes
     shape = tuple(split.observations.shape[1:])
     frame_bytes = int(np.prod(shape)) * np.dtype(split.observations.dtype).itemsize
-    column_bytes = split.num_states * 4 * (split.actions.shape[1] + 2)
-    length = block_length or int(split.observations.chunks[0])
+    row_bytes = 4 * (split.actions.shape[1] + 2)
+    chunk = int(split.observations.chunks[0])
+    length = _BLOCK_CHUNKS * chunk if block_length is None else block_length
+    if window_blocks is None:
+        frames = min(_WINDOW_BYTES // frame_bytes, _WINDOW_FRAMES)
+        window_blocks = max(1, frames // max(1, length))
     if length < 1 or window_blocks < 1:
         raise UserError(f"blocks of {length} frames, {window_blocks} a window: both must be >= 1.")
     blocks = min(max(1, window_blocks // num_streams), -(-split.num_states // length) + 1)
     window_rows = blocks * (min(length, split.num_states) + frame_stack)
-    raw = split.num_states * frame_bytes
+    raw, all_rows = split.num_states * frame_bytes, split.num_states * row_bytes
+    returns = 4 * split.num_states if "mc_returns" in fields else 0
     limit = f"a budget of {budget / _GIB:.2f} GiB"
     device_limit = f"the device's free memory, {device_bytes / _GIB:.2f} GiB"
     chosen: Literal["device", "ram", "stream"]
     if residency == "auto":
         if raw <= device_bytes // 2:
             chosen, why = "device", f"all observations are within half of {device_limit}"
-        elif raw + column_bytes <= budget:
+        elif raw + all_rows <= budget:
             chosen, why = "ram", f"all observations are within {limit}"
         else:
             chosen, why = "stream", f"all observations are more than {limit}"
@@ -138,11 +151,12 @@ def plan_residency(
         num_frames=split.num_states,
         frame_shape=shape,
         frame_bytes=frame_bytes,
-        column_bytes=column_bytes,
+        column_bytes=returns + (0 if chosen == "stream" else all_rows),
         block_length=length,
         window_blocks=window_blocks,
         window_rows=window_rows,
-        window_bytes=2 * len(streams) * window_rows * frame_bytes,
+        window_bytes=2 * len(streams) * window_rows * (frame_bytes + row_bytes),
+        decoded=_decoded(split.num_states, length, chunk, frame_stack),
     )
     if chosen == "device" and raw > device_bytes:
         raise UserError(
@@ -157,6 +171,7 @@ def plan_residency(
             f"windows of {window_blocks} blocks of {length} frames need "
             f"{plan.total_bytes / _GIB:.2f} GiB, more than {limit}: lower "
             "--data.window-blocks or --data.block-length."
+            + (f" The returns of all states take {returns / _GIB:.2f} GiB." if returns else "")
         )
     if chosen == "ram" and plan.total_bytes > 2 * budget:
         raise UserError(
@@ -166,14 +181,9 @@ def plan_residency(
     return plan
 
 
-def available_memory() -> int:
-    """Bytes of memory that this process can still take, within its container's limit."""
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():  # counts the page cache as available, which sysconf does not
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        available = min(available, int(text))
-    return available
+def _decoded(num_states: int, length: int, chunk: int, frame_stack: int) -> float:
+    """Frames in the chunks that blocks need, for each frame stored."""
+    ends = np.minimum(np.arange(length, num_states + length, length), num_states)
+    starts = np.maximum(np.arange(len(ends)) * length - frame_stack, 0)
+    chunks = (ends - 1) // chunk - starts // chunk + 1
+    return float(np.minimum(chunks * chunk, num_states).sum() / num_states)

@@ -9,16 +9,11 @@ from typing import Protocol
 from deflow_vision.datasets.draws import Epochs, Uniform
 from deflow_vision.datasets.mixing import measure_mixing
 from deflow_vision.datasets.remote import uncached
-from deflow_vision.datasets.residency import (
-    WINDOW_BLOCKS,
-    MemoryPlan,
-    Residency,
-    plan_residency,
-)
+from deflow_vision.datasets.residency import MemoryPlan, Residency, plan_residency
 from deflow_vision.datasets.schema import read_all
 from deflow_vision.datasets.store import Split
-from deflow_vision.datasets.stream import StreamSampler
-from deflow_vision.datasets.transitions import Columns, Transitions
+from deflow_vision.datasets.stream import StreamSampler, gather
+from deflow_vision.datasets.transitions import Fields, Transitions
 from deflow_vision.types import FrameBatch, UserError
 
 __all__ = ["MemoryPlan", "Sampler", "UniformSampler", "make_sampler", "plan_residency"]
@@ -58,7 +53,7 @@ def make_sampler(
     discount: float = 0.99,
     budget_bytes: int | None = None,
     block_length: int | None = None,
-    window_blocks: int = WINDOW_BLOCKS,
+    window_blocks: int | None = None,
     device_bytes: int = 0,
 ) -> Sampler:
     """A sampler of a split for one goal.
@@ -73,7 +68,7 @@ def make_sampler(
         streams: the parts that this process takes.
         residency: "device", "ram", "stream", or "auto" (see `plan_residency`). With "device" the
             batches hold the numbers of frames: the caller has the frames there.
-        fields: optional fields of the batch, see `Columns`.
+        fields: optional fields of the batch, see `Fields`.
         discount: gamma of `mc_returns`.
         budget_bytes: see `plan_residency`.
         block_length: see `plan_residency`.
@@ -100,6 +95,7 @@ def make_sampler(
         budget_bytes,
         residency=residency,
         frame_stack=frame_stack,
+        fields=fields,
         num_streams=num_streams,
         streams=streams,
         block_length=block_length,
@@ -108,6 +104,12 @@ def make_sampler(
     )
     rows = batch_size // num_streams
     uniform = Uniform(index, rows, seed=seed, streams=streams)
+    if plan.residency != "stream":
+        _log.info(
+            "%s split\n%s\nmixing        uniform with replacement over %s transitions",
+            *(split.name, plan.describe(), f"{len(index):,}"),
+        )
+        return UniformSampler(split, Fields(split, goal, index, fields, discount), uniform, plan)
     epochs = Epochs(
         index,
         rows,
@@ -117,16 +119,9 @@ def make_sampler(
         num_streams=num_streams,
         streams=streams,
     )
-    mixing = (
-        measure_mixing(epochs).describe(measure_mixing(uniform))
-        if plan.residency == "stream"
-        else f"uniform with replacement over {len(index):,} transitions"
-    )
+    mixing = measure_mixing(epochs).describe(measure_mixing(uniform))
     _log.info("%s split\n%s\nmixing        %s", split.name, plan.describe(), mixing)
-    columns = Columns(split, goal, index, fields, discount)
-    if plan.residency == "stream":
-        return StreamSampler(split, columns, epochs, plan)
-    return UniformSampler(split, columns, uniform, plan)
+    return StreamSampler(split, Fields(split, goal, index, fields, discount), epochs, plan)
 
 
 class UniformSampler:
@@ -134,14 +129,14 @@ class UniformSampler:
 
     Args:
         split: the split, read whole where its frames are held here.
-        columns: what a batch takes besides frames.
+        fields: what a batch takes besides frames, read whole.
         draws: which transitions make a batch.
         plan: "ram", or "device", where a batch has the numbers of the frames in their place.
     """
 
-    def __init__(self, split: Split, columns: Columns, draws: Uniform, plan: MemoryPlan) -> None:
+    def __init__(self, split: Split, fields: Fields, draws: Uniform, plan: MemoryPlan) -> None:
         self.transitions_per_epoch = len(draws.index)
-        self._columns, self._draws = columns, draws
+        self._fields, self._rows, self._draws = fields, fields.read_all(), draws
         self._observations = (
             read_all(uncached(split.observations)) if plan.residency == "ram" else None
         )
@@ -150,8 +145,8 @@ class UniformSampler:
         """This process's part of the batch of `step`."""
         states = self._draws.states(step)
         places = self._draws.index.frames(states)
-        frames = places if self._observations is None else self._observations[places]
-        return self._columns.batch(frames, states)
+        frames = places if self._observations is None else gather(self._observations, places)
+        return self._fields.batch(frames, states, self._rows, states)
 
     def close(self) -> None:
         """Drop the frames."""

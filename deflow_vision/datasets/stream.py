@@ -6,20 +6,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 
 from deflow_vision.datasets.draws import Epochs, Key, Order
 from deflow_vision.datasets.residency import MemoryPlan
 from deflow_vision.datasets.schema import read_rows, reads_at_once
 from deflow_vision.datasets.store import Split
-from deflow_vision.datasets.transitions import Columns
+from deflow_vision.datasets.threads import in_threads
+from deflow_vision.datasets.transitions import Fields, Rows
 from deflow_vision.types import FrameBatch
+
+_GATHERED = 64  # transitions that a thread gathers at once
 
 
 class _Window(NamedTuple):
-    """A window in memory: its order, and the rows that serve it."""
+    """A window in memory: its order, and the rows that serve it, frames first."""
 
     order: Order
-    rows: np.ndarray
+    memory: list[np.ndarray]
 
 
 class StreamSampler:
@@ -27,17 +31,17 @@ class StreamSampler:
 
     Args:
         split: the split, read window by window.
-        columns: what a batch takes besides frames.
+        fields: what a batch takes besides frames, read likewise.
         epochs: which transitions make a batch.
         plan: how much is held in memory.
     """
 
-    def __init__(self, split: Split, columns: Columns, epochs: Epochs, plan: MemoryPlan) -> None:
+    def __init__(self, split: Split, fields: Fields, epochs: Epochs, plan: MemoryPlan) -> None:
         self.transitions_per_epoch = len(epochs.index)
-        self._observations = split.observations
-        self._columns, self._epochs, self._plan = columns, epochs, plan
+        self._arrays = [split.observations, *fields.arrays]
+        self._fields, self._epochs, self._plan = fields, epochs, plan
         self._windows: dict[Key, Future[_Window]] = {}
-        self._spare: list[np.ndarray] = []
+        self._spare: list[list[np.ndarray]] = []
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="window")
         self._readers = ThreadPoolExecutor(
             reads_at_once(split.observations), thread_name_prefix="block"
@@ -45,23 +49,11 @@ class StreamSampler:
 
     def batch(self, step: int) -> FrameBatch:
         """This process's part of the batch of `step`; may span windows and epochs."""
-        index = self._epochs.index
-        parts = list(self._epochs.parts(step))
-        total = sum(part.stop - part.start for _, part in parts)
-        states = np.empty(total, np.int64)
-        frames = np.empty(
-            (total, index.frame_stack + 1, *self._plan.frame_shape), self._observations.dtype
-        )
-        filled = 0
-        for key, part in parts:
-            order, rows = self._window(key)
-            stop = filled + part.stop - part.start
-            states[filled:stop] = order.states[part]
-            places = index.frames(order.states[part]) + order.shifts[part, None]
-            # `clip` lets NumPy write straight into `out`; the places are valid by construction.
-            np.take(rows, places, axis=0, out=frames[filled:stop], mode="clip")
-            filled = stop
-        return self._columns.batch(frames, states)
+        parts = [self._part(*self._window(key), part) for key, part in self._epochs.parts(step)]
+        if len(parts) == 1:
+            return parts[0]
+        columns = zip(*parts, strict=True)
+        return FrameBatch(*(None if c[0] is None else np.concatenate(c) for c in columns))
 
     def close(self) -> None:
         """Stop the threads and drop the windows."""
@@ -69,6 +61,14 @@ class StreamSampler:
         self._ahead.shutdown(wait=True, cancel_futures=True)
         self._windows.clear()
         self._spare.clear()
+
+    def _part(self, order: Order, memory: list[np.ndarray], part: slice) -> FrameBatch:
+        """The transitions `part` of a window."""
+        stored, *rows = memory
+        states, shifts = order.states[part], order.shifts[part]
+        places = self._epochs.index.frames(states) + shifts[:, None]
+        frames = gather(stored, places)
+        return self._fields.batch(frames, states, Rows(*rows), states + shifts)
 
     def _window(self, key: Key) -> _Window:
         """The window `key`; a thread begins with the one after it, others are dropped."""
@@ -84,19 +84,33 @@ class StreamSampler:
     def _drop(self, window: Future[_Window]) -> None:
         """Let the next window have this one's memory: fresh pages take as long as decoding."""
         if not window.cancel() and window.done() and window.exception() is None:
-            self._spare.append(window.result().rows)
+            self._spare.append(window.result().memory)
 
     def _read(self, key: Key) -> _Window:
         order = self._epochs.order(key)
-        rows = self._spare.pop() if self._spare else self._new_rows()
+        memory = self._spare.pop() if self._spare else self._new_memory()
         ends = np.cumsum(order.ranges[:, 1] - order.ranges[:, 0])
 
         def fill(start: int, stop: int, end: int) -> None:
-            read_rows(self._observations, start, stop, rows[end - stop + start : end])
+            for array, rows in zip(self._arrays, memory, strict=True):
+                read_rows(array, start, stop, rows[end - stop + start : end])
 
         list(self._readers.map(fill, *order.ranges.T.tolist(), ends.tolist()))
-        return _Window(order, rows)
+        return _Window(order, memory)
 
-    def _new_rows(self) -> np.ndarray:
-        shape = (self._plan.window_rows, *self._plan.frame_shape)
-        return np.empty(shape, self._observations.dtype)
+    def _new_memory(self) -> list[np.ndarray]:
+        count = self._plan.window_rows
+        return [np.empty((count, *array.shape[1:]), array.dtype) for array in self._arrays]
+
+
+def gather(stored: np.ndarray, places: Int64[np.ndarray, "B T"]) -> np.ndarray:
+    """The rows (B, T, ...) of `stored` at `places`, which must be valid, in threads."""
+    rows = np.empty((*places.shape, *stored.shape[1:]), stored.dtype)
+
+    def fill(start: int) -> None:
+        part = slice(start, start + _GATHERED)
+        # `clip` lets NumPy write straight into `out`.
+        np.take(stored, places[part], axis=0, out=rows[part], mode="clip")
+
+    in_threads(fill, range(0, len(places), _GATHERED))
+    return rows

@@ -7,6 +7,7 @@ with N states in E episodes the valid transitions are numbered 0 to N - E - 1 in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -65,16 +66,28 @@ class Transitions:
         return np.asarray(np.maximum(states[:, None] + self._offsets, starts[:, None]))
 
 
-class Columns:
-    """Actions, rewards, masks and optional fields of a split, in memory (some 30 bytes a state).
+class Rows(NamedTuple):
+    """Successive rows of what belongs to states, in memory: all of a split's, or a window's."""
+
+    actions: Float32[np.ndarray, "R A"]
+    rewards: Float32[np.ndarray, " R"]
+    masks: Float32[np.ndarray, " R"]
+
+
+class Fields:
+    """What a batch takes besides frames: actions, rewards, masks and optional fields.
 
     Args:
         split: the split.
         goal: whose rewards and masks.
         index: the split's transitions.
-        fields: any of `FIELDS`. `next_actions` is the action of the next state, and at the last
-            transition of an episode the current one, as DeFlow's fork of FQL has it.
+        names: any of `FIELDS`. `next_actions` is the action of the next state, and at the last
+            transition of an episode the current one, as DeFlow's fork of FQL has it. `mc_returns`
+            are computed here, of the whole split, and held.
         discount: gamma of `mc_returns`.
+
+    Attributes:
+        arrays: the zarr arrays that `Rows` come from.
 
     Raises:
         ValueError: an unknown field.
@@ -86,38 +99,50 @@ class Columns:
         split: Split,
         goal: str,
         index: Transitions,
-        fields: Sequence[str] = (),
+        names: Sequence[str] = (),
         discount: float = 0.99,
     ) -> None:
-        unknown = sorted(set(fields) - set(FIELDS))
+        unknown = sorted(set(names) - set(FIELDS))
         if unknown:
             raise ValueError(f"unknown batch fields {unknown}; there are {', '.join(FIELDS)}.")
         self._index = index
-        self._rewards, self._masks = split.rewards(goal), split.masks(goal)
-        self._actions = read_all(split.actions)
-        np.clip(self._actions, -ACTION_LIMIT, ACTION_LIMIT, out=self._actions)
-        self._next_actions = "next_actions" in fields
+        self.arrays = (split.actions, *split.labels(goal))
+        self._next_actions = "next_actions" in names
         self._returns = (
-            returns_to_go(self._rewards, self._masks, index.episode_ends, discount)
-            if "mc_returns" in fields
+            returns_to_go(split.rewards(goal), split.masks(goal), index.episode_ends, discount)
+            if "mc_returns" in names
             else None
         )
+
+    def read_all(self) -> Rows:
+        """The rows of all states, some 30 bytes each."""
+        return Rows(*map(read_all, self.arrays))
 
     def batch(
         self,
         frames: UInt8[np.ndarray, "B T H W C"] | Float32[np.ndarray, "B T D"],
         states: Int64[np.ndarray, " B"],
+        rows: Rows,
+        places: Int64[np.ndarray, " B"],
     ) -> FrameBatch:
-        """The batch of the transitions that start from `states`, with their frames."""
+        """The batch of some transitions.
+
+        Args:
+            frames: their frames.
+            states: that they start from.
+            rows: hold those states and the ones after them.
+            places: of the states in `rows`.
+        """
         next_actions = None
         if self._next_actions:
             ends = self._index.episode_ends[self._index.episodes(states)]
-            next_actions = self._actions[np.where(states + 2 < ends, states + 1, states)]
+            next_actions = rows.actions[np.where(states + 2 < ends, places + 1, places)]
+            next_actions = next_actions.clip(-ACTION_LIMIT, ACTION_LIMIT)
         return FrameBatch(
             frames=frames,
-            actions=self._actions[states],
-            rewards=self._rewards[states],
-            masks=self._masks[states],
+            actions=rows.actions[places].clip(-ACTION_LIMIT, ACTION_LIMIT),
+            rewards=rows.rewards[places],
+            masks=rows.masks[places],
             next_actions=next_actions,
             mc_returns=None if self._returns is None else self._returns[states],
         )

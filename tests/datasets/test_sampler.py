@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deflow_vision.datasets.residency import available_memory, plan_residency
+from deflow_vision.datasets.memory import available_memory
+from deflow_vision.datasets.residency import plan_residency
 from deflow_vision.datasets.sampler import make_sampler
 from deflow_vision.datasets.store import StoreError, StoreWriter, open_store
 
@@ -123,3 +124,46 @@ def test_auto_residency_follows_the_budget(make_store):
 
 def test_available_memory_is_within_reason():
     assert 1 << 27 < available_memory() < 1 << 46
+
+
+MACHINE = {"proc/meminfo": "MemTotal: 900 kB\nMemAvailable: 800 kB\n"}
+V2 = MACHINE | {
+    "proc/self/cgroup": "0::/pod/box\n",
+    "sys/fs/cgroup/memory.stat": "inactive_file 1\n",
+    "sys/fs/cgroup/pod/memory.max": "500000\n",
+    "sys/fs/cgroup/pod/memory.current": "300000\n",
+    "sys/fs/cgroup/pod/memory.stat": "anon 7\ninactive_file 100000\n",
+    "sys/fs/cgroup/pod/box/memory.max": "max\n",
+    "sys/fs/cgroup/pod/box/memory.current": "300000\n",
+    "sys/fs/cgroup/pod/box/memory.stat": "inactive_file 100000\n",
+}
+V1 = MACHINE | {
+    "proc/self/cgroup": "4:cpu,memory:/docker/outside\n1:cpu:/\n0::/\n",
+    "sys/fs/cgroup/memory/memory.limit_in_bytes": "400000\n",
+    "sys/fs/cgroup/memory/memory.usage_in_bytes": "150000\n",
+    "sys/fs/cgroup/memory/memory.stat": "inactive_file 9\ntotal_inactive_file 50000\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param(MACHINE, 800 * 1024, id="no group"),
+        pytest.param(V2, 300_000, id="v2, the limit of the group above"),
+        pytest.param(
+            V2 | {"sys/fs/cgroup/pod/box/memory.max": "350000"}, 150_000, id="v2, its own limit"
+        ),
+        pytest.param(
+            V2 | {"sys/fs/cgroup/pod/memory.max": "9" * 15}, 800 * 1024, id="v2, a limit too high"
+        ),
+        pytest.param(V1, 300_000, id="v1, in a container"),
+        pytest.param(
+            V1 | {"sys/fs/cgroup/memory/memory.usage_in_bytes": "470000"}, 0, id="v1, full"
+        ),
+    ],
+)
+def test_available_memory_is_what_control_groups_leave(tmp_path, files, expected):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available_memory(tmp_path) == expected

@@ -8,8 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deflow_vision.datasets.draws import Epochs, Key
+from deflow_vision.datasets.residency import plan_residency
 from deflow_vision.datasets.sampler import make_sampler
+from deflow_vision.datasets.schema import read_all
 from deflow_vision.datasets.store import StoreError, StoreWriter, open_store
+from deflow_vision.datasets.transitions import Transitions, returns_to_go
 
 from .conftest import frames_of, write_store
 
@@ -152,6 +156,72 @@ def test_memory_stays_below_two_windows_and_a_little(tmp_path):
     tracemalloc.stop()
     sampler.close()
     assert peak < 8e6
+
+
+def test_columns_are_read_window_by_window_too(tmp_path):
+    path, count = tmp_path / "a.zarr", 300_000
+    facts = {"source": "t", "env_id": "e", "seeds": 0, "observation_dtype": "float32"}
+    facts |= {"observation_shape": (1,), "action_dim": 6, "goals": ["task1"]}
+    with StoreWriter(path, **facts) as writer:
+        goals = {"task1": (np.zeros(count), np.ones(count))}
+        writer.append_episode(
+            "train", np.zeros((count, 1), np.float32), np.zeros((count - 1, 6)), goals
+        )
+    tracemalloc.start()  # of columns there are 9.6 MB
+    sampler = sampler_of(path, block_length=4096)
+    for step in range(5):
+        sampler.batch(step)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    sampler.close()
+    assert peak < 5e6
+
+
+@pytest.mark.parametrize("num_streams", [1, 2])
+def test_every_field_equals_that_of_the_whole_columns(make_store, num_streams):
+    path, lengths = make_store((20, 7, 31)), (20, 7, 31)
+    facts = {"num_streams": num_streams, "streams": range(num_streams)}
+    sampler = sampler_of(path, fields=("next_actions", "mc_returns"), **facts)
+    split = open_store(path).train
+    returns = returns_to_go(split.rewards("task1"), split.masks("task1"), np.cumsum(lengths), 0.99)
+    actions, ends = read_all(split.actions), np.cumsum(lengths)
+    for step in range(20):
+        batch = sampler.batch(step)
+        states = state_numbers(batch)
+        np.testing.assert_array_equal(batch.actions, actions[states])
+        np.testing.assert_array_equal(batch.masks, states % 5 != 0)
+        np.testing.assert_array_equal(batch.mc_returns, returns[states])
+        following = np.where(np.isin(states + 2, ends), states, states + 1)
+        np.testing.assert_array_equal(batch.next_actions, actions[following])
+    sampler.close()
+
+
+def test_plan_tells_how_often_an_epoch_decodes_each_frame(make_store):
+    split = open_store(make_store((400,))).train
+    plan = plan_residency(split, residency="stream", frame_stack=3)
+    epochs = Epochs(
+        Transitions(split.episode_ends, 3),
+        5,
+        block_length=plan.block_length,
+        window_blocks=100,
+        seed=0,
+        num_streams=1,
+        streams=[0],
+    )
+    starts, stops = epochs.order(Key(0, 0, 0)).ranges.T
+    chunks = -(-stops // 4) - starts // 4
+    assert chunks.max() == 5
+    assert plan.decoded == pytest.approx(chunks.sum() / 100) == 1.24
+    assert "decodes each frame 1.24 times" in plan.describe()
+
+
+def test_a_default_window_has_as_many_frames_whatever_the_chunks(make_store):
+    plans = [
+        plan_residency(open_store(make_store(chunk=chunk, name=f"{chunk}.zarr")).train)
+        for chunk in (2, 4)
+    ]
+    assert [plan.block_length for plan in plans] == [8, 16]
+    assert len({plan.block_length * plan.window_blocks for plan in plans}) == 1
 
 
 def test_altered_block_is_named_when_its_window_is_read(make_store):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deflow_vision.datasets.store import open_store
-from deflow_vision.datasets.transitions import Columns, Transitions, returns_to_go
+from deflow_vision.datasets.transitions import Fields, Transitions, returns_to_go
 
 lengths = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 few = settings(max_examples=40, deadline=None)
@@ -87,26 +87,25 @@ def test_discount_of_one_is_refused_for_returns():
         returns_to_go(np.zeros(2, np.float32), np.ones(2, np.float32), np.array([2]), 1.0)
 
 
-def columns_of(path, *fields):
+def batch_of(path, states, *names):
     split = open_store(path).train
-    return Columns(split, "task1", Transitions(split.episode_ends, 1), fields)
+    fields = Fields(split, "task1", Transitions(split.episode_ends, 1), names)
+    frames = np.zeros((len(states), 2, 5), np.float32)
+    return fields.batch(frames, np.array(states), fields.read_all(), np.array(states))
 
 
 def test_next_action_at_the_end_of_an_episode_is_the_current_one(make_store):
-    states = np.array([3, 4, 6, 8])
-    batch = columns_of(make_store((6, 2, 9)), "next_actions").batch(
-        np.zeros((4, 2, 5), np.float32), states
-    )
+    batch = batch_of(make_store((6, 2, 9)), [3, 4, 6, 8], "next_actions")
     assert batch.next_actions is not None
     np.testing.assert_allclose(batch.next_actions[:, 0] * 1000, [4, 4, 6, 9], rtol=1e-5)
 
 
 def test_optional_fields_are_absent_unless_asked_for(make_store):
-    batch = columns_of(make_store()).batch(np.zeros((1, 2, 5), np.float32), np.array([0]))
+    batch = batch_of(make_store(), [0])
     assert batch.next_actions is None
     assert batch.mc_returns is None
 
 
 def test_unknown_field_is_refused_with_the_choices(make_store):
     with pytest.raises(ValueError, match=r"'goals'.*next_actions, mc_returns"):
-        columns_of(make_store(), "goals")
+        batch_of(make_store(), [0], "goals")
