@@ -34,15 +34,17 @@ class DataConfig:
     retry_minutes: float = 5.0
     """How long an address that does not answer is asked again before the run ends; its last
     checkpoint stays."""
-    residency: Literal["auto", "ram", "stream"] = "auto"
-    """ram: all in memory, drawn uniformly. stream: bounded memory, each transition once an epoch,
-    for what does not fit. auto: ram where it fits."""
+    residency: Literal["auto", "device", "ram", "stream"] = "auto"
+    """ram: all in memory, drawn uniformly. device: the same, with the observations on the GPU.
+    stream: bounded memory, each transition once an epoch, for what does not fit. auto: device where
+    the observations are within half of the GPU's free memory, else ram where all fits."""
     frame_stack: int | None = None
     """Frames in an observation, oldest first. By default 3 for pixels, 1 for state."""
     block_length: int | None = None
-    """stream: frames read in one piece. By default a chunk of the store."""
-    window_blocks: int = 128
-    """stream: blocks that are held in memory and permuted as a whole; fewer mix less."""
+    """stream: frames read in one piece. By default four chunks of the store."""
+    window_blocks: int | None = None
+    """stream: blocks that are held in memory and permuted as a whole; fewer mix less. By default
+    those of 384 MiB, and at most 524,288 frames. The validation split takes at most 8."""
     num_streams: int | None = None
     """Independent parts of each batch; a run resumes on any number of processes that divides this
     one. By default as many as there are processes at the start."""

@@ -16,6 +16,7 @@ from deflow_vision.datasets.schema import read_all
 from deflow_vision.datasets.store import Split
 from deflow_vision.types import FrameBatch, UserError
 
+_Numbers = Int64[np.ndarray, "B T"]
 FIELDS = ("next_actions", "mc_returns")
 ACTION_LIMIT = 1 - 1e-5
 """Dataset actions are clipped to +-this: at exactly 1 a tanh policy has no log-probability."""
@@ -120,7 +121,7 @@ class Fields:
 
     def batch(
         self,
-        frames: UInt8[np.ndarray, "B T H W C"] | Float32[np.ndarray, "B T D"],
+        frames: UInt8[np.ndarray, "B T H W C"] | Float32[np.ndarray, "B T D"] | _Numbers,
         states: Int64[np.ndarray, " B"],
         rows: Rows,
         places: Int64[np.ndarray, " B"],
@@ -128,7 +129,7 @@ class Fields:
         """The batch of some transitions.
 
         Args:
-            frames: their frames.
+            frames: their frames, or the frames' numbers.
             states: that they start from.
             rows: hold those states and the ones after them.
             places: of the states in `rows`.

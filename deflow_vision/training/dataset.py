@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from deflow_vision.config import DataConfig, TrainConfig
 from deflow_vision.datasets.address import locate
 from deflow_vision.datasets.block_cache import BlockCache
 from deflow_vision.datasets.likeness import resolution_of
+from deflow_vision.datasets.schema import read_rows, reads_at_once
 from deflow_vision.datasets.store import Store, missing_message, open_store
 from deflow_vision.tasks import Task
 from deflow_vision.types import Spec, UserError
@@ -64,10 +67,26 @@ def open_task_store(config: TrainConfig, task: Task) -> Store:
 def make_spec(store: Store, task: Task, frame_stack: int) -> Spec:
     """What an agent must know of the dataset."""
     *image, channels = store.train.observations.shape[1:]
-    rewards = store.train.rewards(task.goal_key)
     return Spec(
         observation_shape=(*image, channels * frame_stack),
         observation_dtype="uint8" if store.train.pixels else "float32",
         action_dim=int(store.train.actions.shape[1]),
-        reward_range=(float(rewards.min()), float(rewards.max())),
+        reward_range=value_range(store.train.labels(task.goal_key)[0]),
     )
+
+
+def value_range(array: Any) -> tuple[float, float]:
+    """The least and the greatest value of an array of a store, which is read block by block.
+
+    Raises:
+        StoreError: a damaged block.
+    """
+    count, block = array.shape[0], array.chunks[0]
+
+    def read(start: int) -> tuple[float, float]:
+        values = read_rows(array, start, min(start + block, count))
+        return float(values.min()), float(values.max())
+
+    with ThreadPoolExecutor(reads_at_once(array)) as pool:
+        least, greatest = zip(*pool.map(read, range(0, count, block)), strict=True)
+    return min(least), max(greatest)

@@ -19,13 +19,16 @@ from torch import Tensor
 from deflow_vision.agents.base import Agent
 from deflow_vision.datasets.augment import Augmentation
 from deflow_vision.datasets.sampler import Sampler
-from deflow_vision.datasets.schema import read_rows
+from deflow_vision.datasets.schema import read_rows, reads_at_once
+from deflow_vision.datasets.threads import in_threads
 from deflow_vision.seeding import derive_seed
 from deflow_vision.types import Batch, FrameBatch
 
 
 class Feed:
-    """Batches and noises by step, the next one read ahead by a thread.
+    """Batches and noises by step, the next ones made ahead by a thread.
+
+    On a CPU the thread makes all of it; for a GPU it reads and draws, and the rest is done there.
 
     Args:
         sampler: makes the host's part; it must be called for one step at a time.
@@ -58,27 +61,33 @@ class Feed:
         self._streams = streams
         self._stream_size = stream_size
         self._resident = resident
-        self._stackers = ThreadPoolExecutor(2, thread_name_prefix="stack")
+        # kornia draws from torch's global generator, which is the training thread's.
+        kornia = augmentation is not None and augmentation.config.kornia
+        self._whole = device.type == "cpu" and not kornia
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="feed")
-        self._ahead: tuple[int, Future[FrameBatch]] | None = None
+        self._ahead: tuple[int, Future[tuple[FrameBatch | Batch, Any]]] | None = None
         self.seconds_waited = 0.0
 
     def __call__(self, step: int) -> tuple[Batch, Any]:
         """The batch and the noises of update `step`, for this process."""
-        noises = self._noises(step)
         start = perf_counter()
         if self._ahead is None or self._ahead[0] != step:
-            self._ahead = (step, self._reader.submit(self._sampler.batch, step))
-        host = self._ahead[1].result()
+            self._ahead = (step, self._reader.submit(self._read, step))
+        batch, noises = self._ahead[1].result()
         self.seconds_waited += perf_counter() - start
-        self._ahead = (step + 1, self._reader.submit(self._sampler.batch, step + 1))
-        return self._batch(host, step), noises
+        self._ahead = (step + 1, self._reader.submit(self._read, step + 1))
+        if isinstance(batch, FrameBatch):
+            batch = self._batch(batch, step)
+        return batch, type(noises)(*map(self._to_device, noises))
 
     def close(self) -> None:
         """Stop reading ahead and let the sampler go."""
         self._reader.shutdown(cancel_futures=True)
-        self._stackers.shutdown()
         self._sampler.close()
+
+    def _read(self, step: int) -> tuple[FrameBatch | Batch, Any]:
+        host, noises = self._sampler.batch(step), self._noises(step)
+        return (self._batch(host, step) if self._whole else host), noises
 
     def _batch(self, host: FrameBatch, step: int) -> Batch:
         frames = self._to_device(host.frames)
@@ -86,14 +95,12 @@ class Feed:
             frames = self._resident(frames)
         if self._augmentation is not None:
             frames = self._augmentation(frames, step)
-        stack = self._stackers.map if self._device.type == "cpu" else map
-        observations, next_observations = stack(stack_frames, (frames[:, :-1], frames[:, 1:]))
         return Batch(
-            observations=observations,
+            observations=stack_frames(frames[:, :-1]),
             actions=self._to_device(host.actions),
             rewards=self._to_device(host.rewards),
             masks=self._to_device(host.masks),
-            next_observations=next_observations,
+            next_observations=stack_frames(frames[:, 1:]),
             next_actions=None if host.next_actions is None else self._to_device(host.next_actions),
             mc_returns=None if host.mc_returns is None else self._to_device(host.mc_returns),
         )
@@ -105,7 +112,7 @@ class Feed:
             generator = torch.Generator().manual_seed(seed)
             parts.append(self._agent.sample_noises(self._stream_size, generator))
         columns = zip(*parts, strict=True)
-        return type(parts[0])(*(self._to_device(torch.cat(column)) for column in columns))
+        return type(parts[0])(*map(torch.cat, columns))
 
     def _to_device(self, values: np.ndarray | Tensor) -> Tensor:
         tensor = torch.as_tensor(values)
@@ -131,11 +138,14 @@ def stack_frames(frames: Tensor) -> Tensor:
     # a time stay in its cache.
     size, stack, height, width, channels = frames.shape
     stacked, source = np.empty((size, height, width, stack * channels), np.uint8), frames.numpy()
-    for start in range(0, size, 16):
+
+    def fill(start: int) -> None:
         part = slice(start, start + 16)
         for number in range(stack * channels):
             frame, channel = divmod(number, channels)
             stacked[part, ..., number] = source[part, frame, ..., channel]
+
+    in_threads(fill, range(0, size, 16))
     return torch.from_numpy(stacked)
 
 
@@ -154,9 +164,13 @@ class ResidentFrames:
         dtype = torch.from_numpy(np.empty(0, observations.dtype)).dtype
         self._frames = torch.empty(observations.shape, dtype=dtype, device=device)
         count, block = len(self._frames), observations.chunks[0]
-        for start in range(0, count, block):
+
+        def fill(start: int) -> None:
             stop = min(start + block, count)
             self._frames[start:stop] = torch.from_numpy(read_rows(observations, start, stop))
+
+        with ThreadPoolExecutor(reads_at_once(observations)) as pool:
+            list(pool.map(fill, range(0, count, block)))
 
     def __call__(self, states: Tensor) -> Tensor:
         """The frames (B, T, ...) of stored states (B, T)."""
