@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from deflow_vision.datasets.address import refuse_address
+from deflow_vision.datasets.checks import checked_attributes
 from deflow_vision.datasets.columns import fit_rows
 from deflow_vision.datasets.schema import StoreError, array_digests, create_array, open_root
 
@@ -50,11 +51,11 @@ def add_goals(path: Path, goals: Mapping[str, Labels]) -> None:
     refuse_address(path)
     path = Path(path)
     root = open_root(path, "r+")
-    attributes = dict(root.attrs)
+    attributes = checked_attributes(path, root)
     fitted = {}
     for split, labels in goals.items():
         check_goals(labels)
-        if split not in attributes.get("counts", {}):
+        if split not in attributes["counts"]:
             raise StoreError(f"{path} has no split {split!r}.")
         count = attributes["counts"][split]["states"]
         for goal, pair in labels.items():

@@ -202,7 +202,7 @@ def open_remote(address: str, retry_seconds: float = RETRY_SECONDS) -> Any:
             f"{address} is not a deflow-vision store: it has no zarr.json "
             f"({_why_absent(upstream)})."
         ) from error
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise StoreError(f"{address} is not a deflow-vision store: {error}") from error
     store.retry_seconds = retry_seconds
     return root

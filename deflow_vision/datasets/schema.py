@@ -25,6 +25,7 @@ SIDE_DTYPES = {"qpos": "float32", "qvel": "float32", "button_states": "int64"}
 ZSTD_LEVEL = 3
 _CHUNK_BYTES = 3 << 18  # 64 frames of 64 x 64 x 3
 _MAX_CHUNK_ROWS = 4096
+MAX_CHUNK_BYTES = 1 << 30  # that a reader takes
 _THREADS = 4  # that fetch and decode blocks at once; both leave Python's lock to others
 
 
@@ -52,9 +53,16 @@ def create_array(
 
     Returns:
         A `zarr.Array` of shape (0, *row_shape), every chunk with zstd's own checksum.
+
+    Raises:
+        StoreError: a chunk would be greater than 1 GiB.
     """
     row_bytes = int(np.prod(row_shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     rows = chunk or max(1, min(_MAX_CHUNK_ROWS, _CHUNK_BYTES // max(1, row_bytes)))
+    if rows * row_bytes > MAX_CHUNK_BYTES:
+        raise StoreError(
+            f"{name}: chunks of {(rows, *row_shape)} are more than 1 GiB. Give fewer rows a chunk."
+        )
     # Without the checksum a flipped byte would be read silently; without `write_empty_chunks` a
     # deleted file could not be told from a block of zeros.
     return group.create_array(
@@ -194,5 +202,5 @@ def open_root(path: Path, mode: str) -> Any:
         raise StoreError(f"{path} is not a deflow-vision store: it has no zarr.json.")
     try:
         return zarr.open_group(path, mode=mode, zarr_format=3, use_consolidated=False)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise StoreError(f"{path} is not a deflow-vision store: {error}") from error

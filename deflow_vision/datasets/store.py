@@ -16,15 +16,18 @@ import numpy as np
 
 from deflow_vision.datasets.address import locate
 from deflow_vision.datasets.block_cache import BlockCache
-from deflow_vision.datasets.checks import check_array
+from deflow_vision.datasets.checks import (
+    check_array,
+    check_description,
+    checked_attributes,
+    damaged,
+)
 from deflow_vision.datasets.goals import add_goals
 from deflow_vision.datasets.partial import refuse_existing
 from deflow_vision.datasets.remote import RETRY_SECONDS, open_remote
 from deflow_vision.datasets.schema import (
-    FORMAT,
     SIDE_DTYPES,
     SPLITS,
-    VERSION,
     StoreError,
     missing_block,
     open_root,
@@ -143,7 +146,7 @@ class Store:
 def open_store(
     path: Path | str, cache: BlockCache | None = None, retry_seconds: float = RETRY_SECONDS
 ) -> Store:
-    """Open a store and check its format, version, completeness, shapes and counts.
+    """Open a store and check what it says of itself and how its arrays are stored.
 
     Cheap: contents are checked by `verify`, and by each block's checksum as it is read.
 
@@ -156,8 +159,8 @@ def open_store(
         The store, read-only.
 
     Raises:
-        StoreError: it is missing, not a store, incomplete, of another version, or lacks an array;
-            or its address cannot be reached or read.
+        StoreError: it is missing, not a store, incomplete, of another version, lacks an array or
+            has it in another form; or its address cannot be reached or read.
     """
     path = locate(path)
     if isinstance(path, str):
@@ -166,22 +169,7 @@ def open_store(
         root = open_root(path, "r")
     else:
         raise StoreError(missing_message(path, path.stem))
-    attributes = dict(root.attrs)
-    if attributes.get("format") != FORMAT:
-        raise StoreError(
-            f"{path} is not a deflow-vision store: its format is {attributes.get('format')!r}. "
-            "`python scripts/data.py convert` makes one of OGBench's, D4RL's and Minari's files."
-        )
-    if attributes.get("version") != VERSION:
-        raise StoreError(
-            f"{path} has schema version {attributes.get('version')!r}; this program reads version "
-            f"{VERSION}. Collect, download or convert it again, or use the release that wrote it."
-        )
-    if attributes.get("complete") is not True:
-        raise StoreError(
-            f"{path} is incomplete: its writer did not finish. Delete it, then collect, download "
-            "or convert it again."
-        )
+    attributes = checked_attributes(path, root)
     if isinstance(path, str):
         root.store.keep(cache, attributes["digests"])
     splits = {
@@ -219,14 +207,8 @@ def _open_split(path: Path | str, root: Any, name: str, attributes: dict[str, An
     prefix = f"{name}/"
     for key in attributes["digests"]:
         if key.startswith(prefix):
-            arrays[key.removeprefix(prefix)] = _open_array(path, root, key)
-    for key in ("observations", "actions", "episode_ends"):
-        if key not in arrays:
-            raise _lacks(path, f"array {prefix}{key} is missing")
-    for key, array in arrays.items():
-        expected = counts["episodes" if key == "episode_ends" else "states"]
-        if array.shape[0] != expected:
-            raise _lacks(path, f"array {prefix}{key} has {array.shape[0]} rows, not {expected}")
+            rows = counts["episodes" if key == f"{prefix}episode_ends" else "states"]
+            arrays[key.removeprefix(prefix)] = _open_array(path, root, key, rows)
     goals = sorted({key.split("/")[1] for key in arrays if key.startswith("tasks/")})
     return Split(
         name=name,
@@ -238,15 +220,20 @@ def _open_split(path: Path | str, root: Any, name: str, attributes: dict[str, An
     )
 
 
-def _open_array(path: Path | str, root: Any, key: str) -> Any:
+def _open_array(path: Path | str, root: Any, key: str, rows: int) -> Any:
     try:
         array = root[key]
-    except (KeyError, ValueError, OSError) as error:
-        raise _lacks(path, f"array {key} is missing") from error
+    except StoreError:
+        raise
+    except KeyError as error:
+        raise damaged(path, f"array {key} is missing") from error
+    except (ValueError, TypeError, OSError) as error:
+        raise damaged(path, f"array {key} cannot be opened: {error}") from error
+    check_description(path, key, array, rows)
     # At an address each block would be a request: there one that is absent is an error when read.
     file = missing_block(array, path / key) if isinstance(path, Path) else None
     if file is not None:
-        raise _lacks(path, f"array {key} lacks the block {file.relative_to(path)}")
+        raise damaged(path, f"array {key} lacks the block {file.relative_to(path)}")
     return array
 
 
@@ -255,10 +242,6 @@ def _check_ends(split: Split) -> list[str]:
     if np.all(np.diff(ends, prepend=0) > 0) and ends[-1] == split.num_states:
         return []
     return [f"{split.name}/episode_ends does not rise to the {split.num_states} stored states"]
-
-
-def _lacks(path: Path | str, what: str) -> StoreError:
-    return StoreError(f"{path} is damaged: {what}. Collect, download or convert it again.")
 
 
 def missing_message(path: Path, dataset: str) -> str:
