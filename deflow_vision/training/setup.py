@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
+from deflow_vision.agents import AGENTS
 from deflow_vision.agents.base import Agent
 from deflow_vision.config import TrainConfig, default_run_dir, to_dict, to_yaml
 from deflow_vision.datasets.augment import Augmentation
-from deflow_vision.datasets.residency import available_memory, plan_residency
+from deflow_vision.datasets.memory import available_memory, free_device_memory
+from deflow_vision.datasets.remote import uncached
+from deflow_vision.datasets.residency import plan_residency
 from deflow_vision.datasets.sampler import make_sampler
 from deflow_vision.datasets.store import Store
 from deflow_vision.envs.pool import EnvPool
@@ -29,7 +32,7 @@ from deflow_vision.training.devices import make_accelerator
 from deflow_vision.training.divergence import settle_divergence
 from deflow_vision.training.drawing import check_drawing
 from deflow_vision.training.evaluation import Evaluator
-from deflow_vision.training.feed import Feed
+from deflow_vision.training.feed import Feed, ResidentFrames
 from deflow_vision.training.logger import RunLogger
 from deflow_vision.training.own import open_own_task
 from deflow_vision.training.progress import TrainingProgress
@@ -38,6 +41,7 @@ from deflow_vision.types import Spec, UserError
 
 PLACE = ("path", "cache", "cache_gib", "retry_minutes")
 """Settings of the data that say where they are, which a checkpoint does not depend on."""
+_VAL_WINDOW_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,9 @@ class Setup:
         """Batches of a split by step."""
         split = self.store.splits[purpose]
         data, num_streams = self.config.data, self.config.data.num_streams
+        window_blocks, device = data.window_blocks, self.accelerator.device
+        if purpose == "val":  # a few batches, for which memory would be held throughout
+            window_blocks = min(window_blocks or _VAL_WINDOW_BLOCKS, _VAL_WINDOW_BLOCKS)
         assert split is not None
         assert num_streams is not None  # filled in by `prepare`
         share = num_streams // self.accelerator.num_processes
@@ -109,19 +116,22 @@ class Setup:
             streams=streams,
             residency=data.residency,
             block_length=data.block_length,
-            window_blocks=data.window_blocks,
+            window_blocks=window_blocks,
+            device_bytes=free_device_memory(device),
             fields=agent.batch_fields,
             discount=getattr(agent.config, "discount", 0.99),  # of mc_returns, where asked for
         )
         augment = purpose == "train" and self.spec.pixels
+        on_device = data.residency == "device"
         feed = Feed(
             sampler,
             Augmentation(data.augment, seed, num_streams, streams) if augment else None,
             agent,
-            self.accelerator.device,
+            device,
             seed=seed,
             streams=streams,
             stream_size=self.config.batch_size // num_streams,
+            resident=ResidentFrames(uncached(split.observations), device) if on_device else None,
         )
         self.closing.callback(feed.close)
         return feed
@@ -210,18 +220,21 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
             f"({accelerator.num_processes}) and divide batch_size ({config.batch_size})."
         )
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    share = range(num_streams // accelerator.num_processes)
+    # All ranks take the least that one of them has, so that they decide alike.
+    free = gather_object([(available_memory(), free_device_memory(accelerator.device))])
+    host_bytes, device_bytes = map(min, zip(*free, strict=True))
     plan = plan_residency(
         store.train,
-        available_memory() // 2 // local_processes,
+        host_bytes // 2 // local_processes,
         residency=config.data.residency,
         frame_stack=frame_stack,
+        fields=AGENTS[config.algo].batch_fields,
         num_streams=num_streams,
-        streams=share,
+        streams=range(num_streams // accelerator.num_processes),
         block_length=config.data.block_length,
         window_blocks=config.data.window_blocks,
+        device_bytes=device_bytes,
     )
-    residency = broadcast_object_list([plan.residency])[0]  # memory may differ between ranks
     config = replace(
         config,
         mixed_precision=accelerator.mixed_precision,
@@ -229,7 +242,7 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
         resume=None,
         # "auto" looks at this machine's memory; the batches of a resumed run must not.
         data=replace(
-            config.data, frame_stack=frame_stack, num_streams=num_streams, residency=residency
+            config.data, frame_stack=frame_stack, num_streams=num_streams, residency=plan.residency
         ),
     )
     resume_from = checkpoint.latest(run_dir) if resumed else None
@@ -262,9 +275,12 @@ def identity(config: TrainConfig, store: Store) -> dict[str, Any]:
     """What decides a run's numbers, and so must be equal where a checkpoint goes on."""
     values = to_dict(config)
     keys = ("task", "algo", "seed", "batch_size", "mixed_precision", "agent", "encoder")
+    data = {key: value for key, value in values["data"].items() if key not in PLACE}
+    if data["residency"] == "device":
+        data["residency"] = "ram"  # the same batches
     digests = store.attributes["digests"]
     return {
         **{key: values[key] for key in keys},
-        "data": {key: value for key, value in values["data"].items() if key not in PLACE},
+        "data": data,
         "dataset": {name: digests[name] for name in sorted(digests) if name.startswith("train/")},
     }

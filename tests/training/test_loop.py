@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from deflow_vision.config import load
 from deflow_vision.training import checkpoint
 from deflow_vision.training.checkpoint import CheckpointError, checkpoints
+from deflow_vision.training.dataset import open_configured
 from deflow_vision.training.loop import train
+from deflow_vision.training.setup import identity
 from deflow_vision.types import UserError
 
 
@@ -147,6 +149,33 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_both_values(confi
     other = dataclasses.replace(config, agent=dataclasses.replace(config.agent, discount=0.5))
     with pytest.raises(CheckpointError, match=r"agent: .*0\.99.* there, .*0\.5.* here"):
         train(other)
+
+
+def test_a_checkpoint_of_frames_on_a_gpu_fits_a_run_with_them_in_memory(configure, tmp_path):
+    config = configure("state", tmp_path / "run")
+    store = open_configured(config.data)
+    ram, device = (
+        identity(
+            dataclasses.replace(config, data=dataclasses.replace(config.data, residency=r)), store
+        )
+        for r in ("ram", "device")
+    )
+    assert ram == device
+
+
+def test_frames_on_a_gpu_are_refused_without_one(configure, tmp_path):
+    with pytest.raises(UserError, match=r"keeps the observations on a GPU, and this run has none"):
+        train(configure("state", tmp_path / "run", "--data.residency", "device"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_takes_small_windows_and_its_plan_says_so(configure, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        train(configure("state", tmp_path / "run", "--data.residency", "stream"))
+    train_plan, val_plan = caplog.text.split("val split")
+    assert "train split" in train_plan
+    assert " frames, 32 in a window" in train_plan
+    assert " frames, 8 in a window" in val_plan
 
 
 def test_a_missing_dataset_names_the_path_and_the_ways_to_get_it(configure, tmp_path):
