@@ -149,7 +149,7 @@ class Evaluator:
     """Evaluations of a run: episodes into `episodes.csv`, videos into `videos/`, their means back.
 
     Args:
-        pool: environments; closed by `close`.
+        pool: environments.
         run_dir: the run folder.
         logger: takes the rows.
         seed: the run's seed.
@@ -238,7 +238,3 @@ class Evaluator:
             "eval/episodes": float(len(episodes)),
             "eval/capped": float(capped),
         }
-
-    def close(self) -> None:
-        """End the environments' processes."""
-        self._pool.close()

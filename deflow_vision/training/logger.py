@@ -52,7 +52,10 @@ class RunLogger:
     ) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._train = CsvTable(run_dir / "train.csv", resume_step)
-        self._episodes = CsvTable(run_dir / "episodes.csv", resume_step)
+        last = resume_step
+        if last is not None and not is_evaluated(run_dir, last):
+            last -= 1  # the evaluation there did not end, and comes again
+        self._episodes = CsvTable(run_dir / "episodes.csv", last)
         self._sinks: dict[str, Sink] = {}
         if tensorboard:
             self._add_sink("TensorBoard", lambda: TensorBoardSink(run_dir, resume_step))
@@ -111,6 +114,17 @@ class RunLogger:
                 log.warning("%s is off from here on, train.csv goes on: %r", name, error)
 
 
+def is_evaluated(run_dir: Path, step: int) -> bool:
+    """Whether `train.csv` has the evaluation after `step` updates."""
+    path = run_dir / "train.csv"
+    return path.exists() and any(
+        value and name.startswith(("eval/", "val/"))
+        for row in _read(path)[1]
+        if row["step"] == str(step)
+        for name, value in row.items()
+    )
+
+
 class CsvTable:
     """A CSV file with a `step` column that grows by rows, and now and then by columns.
 
@@ -134,25 +148,18 @@ class CsvTable:
             raise UserError(
                 f"{path} holds the rows of an earlier run: resume that one, or choose a new folder"
             )
-        rows = self._read()
+        self.columns, rows = _read(path)
         self._rewrite([row for row in rows if int(row["step"]) <= resume_step])
 
     def append(self, rows: Sequence[Mapping[str, Value]]) -> None:
         """Append rows; a column that a row lacks stays empty."""
         names = dict.fromkeys(name for row in rows for name in row)
         if new := [name for name in names if name not in self.columns]:
-            known = self._read() if self.columns else []
+            known = _read(self.path)[1] if self.columns else []
             self.columns = [*self.columns, *new]
             self._rewrite(known)
         with self.path.open("a", newline="") as file:
             file.write(self._format(rows))
-
-    def _read(self) -> list[dict[str, str]]:
-        text = self.path.read_text()
-        whole, _, _ = text.rpartition("\n")  # a line that lost its end is a torn one
-        reader = csv.DictReader(StringIO(whole), restval="")
-        self.columns = list(reader.fieldnames or [])
-        return list(reader)
 
     def _rewrite(self, rows: Sequence[Mapping[str, Value]]) -> None:
         part = self.path.with_name(f"{self.path.name}.partial")
@@ -168,3 +175,10 @@ class CsvTable:
         for row in rows:  # truth values as 0 and 1, so that a column's mean is a rate
             writer.writerow({k: int(v) if isinstance(v, bool) else v for k, v in row.items()})
         return text.getvalue()
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a table."""
+    whole, _, _ = path.read_text().rpartition("\n")  # a line that lost its end is a torn one
+    reader = csv.DictReader(StringIO(whole), restval="")
+    return list(reader.fieldnames or []), list(reader)

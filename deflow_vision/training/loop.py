@@ -1,8 +1,8 @@
 """The training loop: one function for every algorithm, which it never names.
 
-Each step: evaluate if due, save if due, take batch k, `agent(batch, noises, k)`, one backward of
+Each step: save if due, evaluate if due, take batch k, `agent(batch, noises, k)`, one backward of
 the summed losses, `update_targets`, one optimizer step, log if due. The loop comes round once more
-than there are updates, so that the last agent is evaluated and saved.
+than there are updates, so that the last agent is saved and evaluated.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from deflow_vision.networks.timm_encoder import TimmEncoder
 from deflow_vision.seeding import derive_seed
 from deflow_vision.training import checkpoint
 from deflow_vision.training.feed import Feed
+from deflow_vision.training.logger import is_evaluated
 from deflow_vision.training.setup import Setup, prepare
 from deflow_vision.types import UserError
 
@@ -55,33 +56,36 @@ def _train(setup: Setup) -> Path:
     start, last = setup.first_step, config.offline_steps
     if setup.resume_from is not None:
         checkpoint.load(setup.resume_from, agent, optimizer, setup.identity)
+    # A checkpoint is written before its step's evaluation, which may be missing, then.
+    evaluated = setup.resume_from is not None and is_evaluated(setup.run_dir, start)
+    pool = setup.pool()
     setup.open_run_folder()  # nothing is written before all of the above has succeeded
     wrapped, wrapped_optimizer = accelerator.prepare(agent, optimizer)
     clip = max((group.get("clip", 0.0) for group in agent.parameter_groups()), default=0.0)
     feed = setup.feed(agent, "train")
     val_feed = setup.feed(agent, "val") if setup.validates else None
     logger = setup.logger()
-    evaluator = setup.evaluator(logger)
+    evaluator = setup.evaluator(pool, logger)
 
     with setup.progress() as progress:
         meter = _Meter()
         for step in range(start, last + 1):
-            # A checkpoint is written after its step's evaluation: a resumed run has had both.
-            fresh = step > start or setup.resume_from is None
-            if fresh and _due(step, config.eval.every, last, at_start=config.eval.at_start):
-                metrics = validate(wrapped, val_feed, setup)
-                if evaluator is not None:
-                    metrics |= evaluator(agent, step)
-                if logger is not None:
-                    logger.log(step, metrics)
-                progress.show(step, metrics)
-                accelerator.wait_for_everyone()
-                meter.restart(feed)
-            if fresh and _due(step, config.checkpoint.every, last, at_start=False):
+            loaded = step == start and setup.resume_from is not None
+            if not loaded and _due(step, config.checkpoint.every, last, at_start=False):
                 if accelerator.is_main_process:
                     keep = config.checkpoint.keep
                     checkpoint.save(setup.run_dir, step, agent, optimizer, setup.identity, keep)
                 accelerator.wait_for_everyone()
+            known = loaded and evaluated
+            if not known and _due(step, config.eval.every, last, at_start=config.eval.at_start):
+                metrics = validate(wrapped, val_feed, setup)
+                if evaluator is not None:
+                    metrics |= evaluator(agent, step)
+                if logger is not None and metrics:
+                    logger.log(step, metrics)
+                progress.show(step, metrics)
+                accelerator.wait_for_everyone()
+                meter.restart(feed)
             if step == last:
                 break
 

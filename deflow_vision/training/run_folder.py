@@ -51,7 +51,6 @@ def create_run_folder(
             "another --run-dir."
         )
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(run_dir / "config.yaml", to_yaml(config))
     record = describe_environment() | {
         "spec": asdict(spec),
         "dataset": {
@@ -63,7 +62,22 @@ def create_run_folder(
     }
     if divergence:
         record["target_divergence"] = dict(divergence)
-    write_atomically(run_dir / "environment.json", json.dumps(record, indent=2) + "\n")
+    _write_record(run_dir, record)
+    # Last: a folder with this file holds a run that can be resumed and evaluated.
+    write_atomically(run_dir / "config.yaml", to_yaml(config))
+
+
+def reopen_run_folder(run_dir: Path, config: TrainConfig) -> None:
+    """Write down what a resumed run changes, and where it goes on.
+
+    Args:
+        run_dir: its folder.
+        config: the resolved configuration.
+    """
+    record = _read_record(run_dir)
+    record.setdefault("resumed", []).append(describe_environment())
+    _write_record(run_dir, record)
+    write_atomically(run_dir / "config.yaml", to_yaml(config))
 
 
 def describe_environment() -> dict[str, Any]:
@@ -122,6 +136,10 @@ def _read_record(run_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); is {run_dir} a run folder?") from None
     return record
+
+
+def _write_record(run_dir: Path, record: Mapping[str, Any]) -> None:
+    write_atomically(run_dir / "environment.json", json.dumps(record, indent=2) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from deflow_vision.agents import AGENTS
 from deflow_vision.agents.base import Agent
-from deflow_vision.config import TrainConfig, default_run_dir, to_dict, to_yaml
+from deflow_vision.config import TrainConfig, default_run_dir, to_dict
 from deflow_vision.datasets.augment import Augmentation
 from deflow_vision.datasets.memory import available_memory, free_device_memory
 from deflow_vision.datasets.remote import uncached
@@ -36,7 +36,7 @@ from deflow_vision.training.feed import Feed, ResidentFrames
 from deflow_vision.training.logger import RunLogger
 from deflow_vision.training.own import open_own_task
 from deflow_vision.training.progress import TrainingProgress
-from deflow_vision.training.run_folder import create_run_folder, write_atomically
+from deflow_vision.training.run_folder import create_run_folder, reopen_run_folder
 from deflow_vision.types import Spec, UserError
 
 PLACE = ("path", "cache", "cache_gib", "retry_minutes")
@@ -83,7 +83,7 @@ class Setup:
         """Make the folder of a new run; write down what a resumed run changes."""
         if self.accelerator.is_main_process:
             if self.resumed:
-                write_atomically(self.run_dir / "config.yaml", to_yaml(self.config))
+                reopen_run_folder(self.run_dir, self.config)
             else:
                 create_run_folder(self.run_dir, self.config, self.store, self.spec, self.divergence)
         self.accelerator.wait_for_everyone()
@@ -157,34 +157,44 @@ class Setup:
             return None
         return -1 if self.resume_from is None else self.resume_from.step
 
-    def evaluator(self, logger: RunLogger | None) -> Evaluator | None:
-        """Evaluation in the environment, on the main process."""
+    @property
+    def _cap(self) -> int | None:
+        """The length at which evaluation episodes are cut, where it is below the task's limit."""
+        limit, cap = self.task.max_episode_steps, self.config.eval.max_episode_steps
+        return cap if cap is not None and cap < limit else None
+
+    def pool(self) -> EnvPool | None:
+        """The environments of evaluations, on the main process."""
         config = self.config.eval
-        if logger is None or config.episodes == 0:
+        if config.episodes == 0 or not self.accelerator.is_main_process:
             return None
-        limit, cap = self.task.max_episode_steps, config.max_episode_steps
-        cap = cap if cap is not None and cap < limit else None
         pool = EnvPool(
             self.task.env_id,
             num_envs=min(config.num_envs, config.episodes),
             frame_stack=self.config.data.frame_stack or 1,
-            max_episode_steps=cap,
+            max_episode_steps=self._cap,
             render_profile=self.store.attributes["render_profile"] or "official",
             resolution=self.spec.resolution,
         )
+        self.closing.callback(pool.close)
         check_drawing(pool, self.store)
-        evaluator = Evaluator(
+        return pool
+
+    def evaluator(self, pool: EnvPool | None, logger: RunLogger | None) -> Evaluator | None:
+        """Evaluation in the environments, on the main process."""
+        if pool is None or logger is None:
+            return None
+        config = self.config.eval
+        return Evaluator(
             pool,
             self.run_dir,
             logger,
             seed=self.config.seed,
             episodes=config.episodes,
             videos=config.videos,
-            cap=cap,
+            cap=self._cap,
             device=self.accelerator.device,
         )
-        self.closing.callback(evaluator.close)
-        return evaluator
 
     def progress(self) -> TrainingProgress:
         """A progress bar on the main process, silent elsewhere."""

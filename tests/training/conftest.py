@@ -9,8 +9,11 @@ import pytest
 
 from deflow_vision.config import load
 from deflow_vision.datasets.store import StoreWriter
+from scripts.example_own_data import record
 
 TASKS = {"state": "cube-single-play-task1", "pixels": "visual-cube-single-play-task1"}
+OWN = ("--env", "scripts.example_own_data:make", "--task", "reach")
+EVALUATED = ("--eval.episodes", "2", "--eval.num-envs", "1", "--eval.videos", "0")
 
 
 def write_task_store(path: Path, kind: str, lengths=(14, 9, 11), env_id=None, chunk=None) -> Path:
@@ -43,9 +46,18 @@ def write_task_store(path: Path, kind: str, lengths=(14, 9, 11), env_id=None, ch
 
 
 @pytest.fixture(scope="session")
-def stores(tmp_path_factory):
+def reach(tmp_path_factory):
+    """Episodes of the example of own data."""
+    path = tmp_path_factory.mktemp("data") / "reach.zarr"
+    record(path, episodes=12)
+    return path
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory, reach):
     folder = tmp_path_factory.mktemp("stores")
-    return {kind: write_task_store(folder / f"{kind}.zarr", kind) for kind in TASKS}
+    stores = {kind: write_task_store(folder / f"{kind}.zarr", kind) for kind in TASKS}
+    return stores | {"own": reach}
 
 
 @pytest.fixture(params=["state", "pixels"])
@@ -55,15 +67,17 @@ def kind(request):
 
 @pytest.fixture
 def arguments(stores):
-    """The command line of a tiny run; later flags win."""
+    """The command line of a tiny run; later flags win. Only the kind "own" is evaluated."""
 
     def make(kind: str, run_dir: Path, *flags: str) -> list[str]:
+        task = OWN if kind == "own" else ("--task", TASKS[kind])
         encoder = ["--encoder.name", "impala_debug"] if kind == "pixels" else []
+        evaluated = EVALUATED if kind == "own" else ("--eval.episodes", "0")
         return [
-            *("--task", TASKS[kind], "--data.path", str(stores[kind]), *encoder),
+            *(*task, "--data.path", str(stores[kind]), *encoder, *evaluated),
             *("--agent.hidden-dims", "8", "12", "--batch-size", "6", "--offline-steps", "6"),
             *("--checkpoint.every", "3", "--checkpoint.keep", "9", "--log.every", "1"),
-            *("--eval.episodes", "0", "--eval.every", "3", "--eval.val-batches", "1"),
+            *("--eval.every", "3", "--eval.val-batches", "1"),
             *("--num-threads", "1", "--run-dir", str(run_dir), *flags),
         ]
 

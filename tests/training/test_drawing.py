@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from deflow_vision.datasets.store import StoreWriter, open_store
+from deflow_vision.envs.rendering import NoRendererError
 from deflow_vision.training import restore, setup
 from deflow_vision.training.drawing import check_drawing
 from deflow_vision.training.loop import train
@@ -125,6 +126,35 @@ def test_a_run_is_evaluated_again_at_its_resolution(tmp_path, configure):
     with pytest.raises(PoolAsked) as caught:
         restore.evaluate_run(run, tmp_path / "out", episodes=1, videos=0, num_envs=1)
     assert caught.value.args[0]["resolution"] == 16
+
+
+def test_where_nothing_can_draw_a_pixel_run_leaves_no_folder(tmp_path, configure, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "off")
+    with pytest.raises(NoRendererError, match="switches drawing off"):
+        train(configure("pixels", tmp_path / "run", "--eval.episodes", "1"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_check_that_fails_leaves_no_environment_running(tmp_path, configure, monkeypatch):
+    def fail(pool, store):
+        pools.append(pool)
+        raise KeyboardInterrupt
+
+    class Closing(Pool):
+        closed = False
+
+        def __init__(self, *_, **__):
+            super().__init__()
+
+        def close(self):
+            self.closed = True
+
+    pools = []
+    monkeypatch.setattr(setup, "EnvPool", Closing)
+    monkeypatch.setattr(setup, "check_drawing", fail)
+    with pytest.raises(KeyboardInterrupt):
+        train(configure("pixels", tmp_path / "run", "--eval.episodes", "1"))
+    assert pools[0].closed
 
 
 def test_a_runs_dataset_is_found_while_it_is_there_and_the_same(tmp_path, configure, stores):

@@ -23,7 +23,6 @@ class ScriptedPool:
         self.seeds = [0] * num_envs
         self.steps = [0] * num_envs
         self.log = []
-        self.closed = False
 
     def observe(self, slot):
         value = self.seeds[slot] % 97 + self.steps[slot]
@@ -58,9 +57,6 @@ class ScriptedPool:
 
     def render(self, slot):
         return np.full((200, 200, 3), self.steps[slot], np.uint8)
-
-    def close(self):
-        self.closed = True
 
 
 class NoisyPolicy:
@@ -144,10 +140,8 @@ def test_an_evaluation_writes_rows_videos_and_means(cap, tmp_path):
             device=torch.device("cpu"),
         )
         metrics = evaluator(NoisyPolicy(), 30)
-        evaluator.close()
     table = pd.read_csv(tmp_path / "episodes.csv")
     assert list(table["episode"]) == [0, 1, 2, 3]
     assert metrics["eval/success"] == table["success"].mean()
     assert metrics["eval/capped"] == table["capped"].mean() == float(cap is not None)
     assert (tmp_path / "videos" / "step_30_episode_0.mp4").stat().st_size > 0
-    assert pool.closed

@@ -73,12 +73,19 @@ def test_episodes_are_rows_with_truth_values_as_numbers(tmp_path):
     assert rows[0]["task"] == "a, b"
 
 
-def test_resuming_cuts_the_rows_after_the_checkpoint(tmp_path):
-    run_of_three_rows(tmp_path)
-    with RunLogger(tmp_path, resume_step=20) as logger:
-        logger.log(25, {"train/critic/loss": 9.0, "eval/success": 0.5})
-    assert [row["step"] for row in rows_of(tmp_path / "train.csv")] == ["10", "20", "25"]
-    assert [row["step"] for row in rows_of(tmp_path / "episodes.csv")] == ["10", "10", "20", "20"]
+@pytest.mark.parametrize("checkpoint", [20, 30])
+def test_resuming_cuts_what_comes_after_the_checkpoint_and_an_evaluation_that_did_not_end(
+    tmp_path, checkpoint
+):
+    with RunLogger(tmp_path) as logger:
+        for step in (10, 20, 30):
+            logger.log(step, {"train/critic/loss": step / 8})
+            logger.log_episodes([{"step": step, "episode": 0}])
+            if step < 30:
+                logger.log(step, {"eval/success": 1.0})
+    RunLogger(tmp_path, resume_step=checkpoint)
+    assert [row["step"] for row in rows_of(tmp_path / "episodes.csv")] == ["10", "20"]
+    assert rows_of(tmp_path / "train.csv")[-1]["step"] == str(checkpoint)
 
 
 def test_resuming_before_the_first_checkpoint_cuts_every_row(tmp_path):

@@ -39,14 +39,21 @@ def rows(run):
     return table[[c for c in table.columns if not c.startswith("time/")]]
 
 
+def episodes(run):
+    table = run / "episodes.csv"
+    return table.read_text() if table.exists() else None
+
+
 def assert_same_run(ours, theirs, step=6):
     a, b = weights(ours, step), weights(theirs, step)
     assert a.keys() == b.keys()
     for name in a:
         assert torch.equal(a[name], b[name]), name
     pd.testing.assert_frame_equal(rows(ours), rows(theirs), check_exact=True)
+    assert episodes(ours) == episodes(theirs)
 
 
+@pytest.mark.parametrize("kind", ["state", "pixels", "own"])
 @pytest.mark.parametrize("residency", ["ram", "stream"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     kind, residency, configure, tmp_path
@@ -85,9 +92,10 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(configure, tm
 
 
 def test_evaluating_logging_and_saving_change_nothing_in_training(configure, tmp_path):
-    often = train(configure("state", tmp_path / "often"))
-    flags = ("--eval.every", "0", "--log.every", "6", "--checkpoint.every", "0")
-    rarely = train(configure("state", tmp_path / "rarely", *flags))
+    often = train(configure("own", tmp_path / "often"))
+    assert list(pd.read_csv(often / "episodes.csv")["step"]) == [0, 0, 3, 3, 6, 6]
+    flags = ("--eval.episodes", "0", "--log.every", "6", "--checkpoint.every", "0")
+    rarely = train(configure("own", tmp_path / "rarely", *flags))
     ours, theirs = weights(often), weights(rarely)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -218,6 +226,8 @@ def test_a_resumed_run_writes_down_what_it_changes(configure, tmp_path):
     run = train(configure("state", tmp_path / "run", "--offline-steps", "3"))
     train(load(["--resume", str(run), "--offline-steps", "5"]))
     assert load(["--resume", str(run)]).offline_steps == 5
+    (resumed,) = json.loads((run / "environment.json").read_text())["resumed"]
+    assert resumed["versions"]["torch"] == torch.__version__.split("+")[0]
     with pytest.raises(UserError, match=r"5 updates already.*--offline-steps"):
         train(load(["--resume", str(run), "--offline-steps", "4"]))
 

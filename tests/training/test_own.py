@@ -15,7 +15,6 @@ from deflow_vision.datasets.store import StoreWriter
 from deflow_vision.training.loop import train
 from deflow_vision.training.restore import evaluate_run
 from deflow_vision.types import UserError
-from scripts.example_own_data import record
 
 EXAMPLE = "scripts.example_own_data:make"
 PIXELS = "tests.envs.own_envs:make_pixels"
@@ -24,13 +23,6 @@ TINY = (
     *("--eval.episodes", "2", "--eval.num-envs", "1", "--eval.val-batches", "1"),
     *("--num-threads", "1"),
 )
-
-
-@pytest.fixture(scope="module")
-def reach(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "reach.zarr"
-    record(path, episodes=12)
-    return path
 
 
 def run_of(store: Path, run_dir: Path, *flags: str, env: str = EXAMPLE) -> Path:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from deflow_vision.analysis.summary import summarise
+from deflow_vision.training import run_folder
 from deflow_vision.training.loop import train
 from deflow_vision.training.restore import _render_profile, load_policy
 from deflow_vision.types import UserError
@@ -43,6 +44,16 @@ def test_a_missing_checkpoint_is_refused_with_those_that_exist(trained):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run in"):
         load_policy(tmp_path)
+
+
+def test_a_folder_that_is_left_half_made_holds_no_run(configure, tmp_path, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_folder, "describe_environment", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(configure("state", tmp_path / "run"))
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 @pytest.fixture
