@@ -62,22 +62,18 @@ def collect(
 def download(dataset: Name, path: Path | None = None, offline: bool = False) -> None:
     """Download an OGBench or D4RL dataset's files and convert them into a store.
 
-    Files go to downloads/ beside the store; their digests are recorded, and checked ever after.
+    Files go to downloads/ beside the store; their digests are recorded, and checked ever after. One
+    that turns out damaged is set aside, as <file>.damaged, and downloaded again.
 
     Args:
         dataset: such as cube-double-play, visual-scene-play or pen-human-v1.
         path: the store's folder; by default <dataset>.zarr in $DEFLOW_DATA, or data/.
         offline: take the files that are there, and do not touch the network.
     """
-    from deflow_vision.datasets.convert import convert as convert_file
-    from deflow_vision.datasets.download import download as download_files
-    from deflow_vision.datasets.store import refuse_existing
+    from deflow_vision.datasets.convert import download_store
 
     path = path or _default_path(dataset)
-    refuse_existing(path)
-    folder = path.parent / "downloads"
-    files = download_files(dataset, folder, offline=offline)
-    convert_file(files[0], path, dataset)
+    folder = download_store(dataset, path, offline=offline)
     print(f"{path} is complete; `python scripts/data.py info {path}` shows what it holds.")
     print(f"The files it was made from are in {folder}; training does not need them.")
 

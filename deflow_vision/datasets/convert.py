@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from deflow_vision.datasets.d4rl_hdf5 import convert_hdf5
-from deflow_vision.datasets.download import check_recorded
+from deflow_vision.datasets.download import check_recorded, download, set_aside_damaged
 from deflow_vision.datasets.minari_dataset import convert_minari
 from deflow_vision.datasets.ogbench_npz import convert_npz
 from deflow_vision.datasets.schema import StoreError
@@ -50,6 +51,42 @@ def convert(source: str | Path, path: Path | None = None, dataset: str | None = 
     check_recorded(file)
     readers[file.suffix](file, path, dataset)
     return path
+
+
+def download_store(
+    dataset: str,
+    path: Path,
+    *,
+    addresses: Sequence[str] | None = None,
+    offline: bool = False,
+) -> Path:
+    """Download a dataset's files, to `downloads/` beside the store, and convert them.
+
+    Files that turn out damaged are set aside and downloaded again, once.
+
+    Args:
+        dataset: the dataset's name.
+        path: the store's folder, which must not exist.
+        addresses: see `download`.
+        offline: likewise; then a damaged file stays, and is refused.
+
+    Returns:
+        The folder of the files.
+
+    Raises:
+        UserError: see `download` and `convert`.
+    """
+    refuse_existing(path)
+    folder = path.parent / "downloads"
+    files = download(dataset, folder, addresses=addresses, offline=offline)
+    try:
+        convert(files[0], path, dataset)
+    except StoreError:
+        if offline or not set_aside_damaged(files):
+            raise
+        files = download(dataset, folder, addresses=addresses)
+        convert(files[0], path, dataset)
+    return folder
 
 
 def default_path(source: str | Path, dataset: str | None = None) -> Path:

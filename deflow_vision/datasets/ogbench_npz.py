@@ -14,21 +14,26 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 
 from deflow_vision import __version__
+from deflow_vision.datasets.columns import fit_rows
 from deflow_vision.datasets.episodes import Episode, write_episodes
-from deflow_vision.datasets.relabel import environment_of, read_goals
+from deflow_vision.datasets.order import Order
+from deflow_vision.datasets.partial import DamagedSourceError
+from deflow_vision.datasets.relabel import Goal, environment_of, read_goals, relabel_all
 from deflow_vision.datasets.schema import SIDE_DTYPES, StoreError
 from deflow_vision.datasets.store import StoreWriter
 from deflow_vision.tasks import Task, resolve_dataset
 
 _log = logging.getLogger(__name__)
 
+_KINDS = dict.fromkeys(("observations", "actions", *SIDE_DTYPES), "f") | {"button_states": "buif"}
 _SKIP_BYTES = 1 << 20
 _MAX_EPISODE_BYTES = 100 << 20  # one is held in memory, some times over; OGBench's take up to 50 MB
+_UNORDERED = 0.5  # `Order`'s ratio: 1 is expected of shuffled rows; OGBench's arms have 0.0003
 
 
 def convert_npz(source: Path, path: Path, dataset: str | None = None) -> None:
@@ -58,6 +63,8 @@ def convert_npz(source: Path, path: Path, dataset: str | None = None) -> None:
         if "val" not in files:
             _log.warning("%s is missing: the store will have no validation split", val)
         goals = read_goals(environment_of(task.dataset))
+        for archive in archives.values():
+            archive.check_goals(goals)
         writer = stack.enter_context(
             StoreWriter(
                 path,
@@ -70,7 +77,7 @@ def convert_npz(source: Path, path: Path, dataset: str | None = None) -> None:
                 },
                 render_profile="official" if task.pixels else None,
                 goals=list(goals),
-                plan={split: archive.checksums() for split, archive in archives.items()},
+                plan={split: archive.state() for split, archive in archives.items()},
                 **archives["train"].layout(),
             )
         )
@@ -94,7 +101,8 @@ class Archive:
         lengths: states of each episode, (E,).
 
     Raises:
-        StoreError: on entering, it is missing, damaged, or of another dataset.
+        StoreError: on entering, it is missing, damaged, or of another dataset; later, an episode is
+            damaged, holds what it should not, or is not in time's order.
     """
 
     def __init__(self, path: Path, task: Task) -> None:
@@ -105,20 +113,23 @@ class Archive:
         with contextlib.ExitStack() as stack:
             with self._explained():
                 self._zip = stack.enter_context(zipfile.ZipFile(self._path))
-                self._members = {
-                    name: _Member(self._zip, name)
-                    for name in ("observations", "actions", *SIDE_DTYPES)
+                members = {
+                    name: _Member(stack.enter_context(self._zip.open(f"{name}.npy")), name)
+                    for name in ("terminals", *_KINDS)
                     if name not in SIDE_DTYPES or f"{name}.npy" in self._zip.namelist()
                 }
-                terminals = _Member(self._zip, "terminals")
-                ends = np.flatnonzero(terminals.read(terminals.shape[0])) + 1
-            self.lengths = np.diff(ends, prepend=0)
-            self._check(int(terminals.shape[0]))
-            stack.pop_all()
+                flags = members["terminals"].read(members["terminals"].shape[0])
+            if flags.ndim > 1 or flags.dtype.kind not in "buif" or not np.isin(flags, (0, 1)).all():
+                raise StoreError(f"{self._path}: its terminals are no vector of 0 and 1.")
+            self.lengths = np.diff(np.flatnonzero(flags) + 1, prepend=0)
+            del members["terminals"]
+            self._members = members
+            self._check(len(flags))
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._zip.close()
+        self._open.close()
 
     def layout(self) -> dict[str, Any]:
         """Shapes and dtypes of an episode, as `StoreWriter` wants them."""
@@ -130,9 +141,29 @@ class Archive:
             "side": shapes,
         }
 
-    def checksums(self) -> dict[str, list[int]]:
-        """Size and CRC-32 of each array in the file, as its list of contents has them."""
-        return {info.filename: [info.file_size, info.CRC] for info in self._zip.infolist()}
+    def check_goals(self, goals: Mapping[str, Goal]) -> None:
+        """Refuse simulator states of which the goals' rewards cannot be computed."""
+        state = {
+            name: np.zeros((1, *member.shape[1:]))
+            for name, member in self._members.items()
+            if name in SIDE_DTYPES
+        }
+        try:
+            relabel_all(goals, state)
+        except (ValueError, IndexError) as error:
+            raise StoreError(
+                f"{self._path}: qpos, of {state['qpos'].size} numbers, or button_states do not fit "
+                f"{self._task.dataset}, whose rewards are computed from them: {error}."
+            ) from error
+
+    def state(self) -> dict[str, Any]:
+        """What tells that the file is still the one that a conversion began with.
+
+        Size and CRC-32 of each array, as its list of contents has them, and when it was changed: a
+        damaged file has the list of the sound one.
+        """
+        arrays = {info.filename: [info.file_size, info.CRC] for info in self._zip.infolist()}
+        return {**arrays, "changed": self._path.stat().st_mtime_ns}
 
     def episodes(self, first: int = 0) -> Iterator[Episode]:
         """The episodes from number `first` on."""
@@ -141,14 +172,35 @@ class Archive:
         for member in self._members.values():
             with self._explained():
                 member.skip(int(self.lengths[:first].sum()))
-        for length in self.lengths[first:]:
+        orders = {"qpos": Order()} | ({} if self._task.pixels else {"observations": Order()})
+        for number, length in enumerate(self.lengths[first:], first):
+            where = f"{self._path}, episode {number}"
             with self._explained():
                 rows = {name: member.read(int(length)) for name, member in self._members.items()}
-            yield Episode(rows.pop("observations"), rows.pop("actions"), _side(rows))
+            for name, order in orders.items():
+                if order.add(rows[name]) > _UNORDERED:
+                    raise DamagedSourceError(
+                        f"{where}: {name} of one row are no nearer to the next row's than to any "
+                        "other's: the rows are not in their order."
+                    )
+            observations, actions = rows.pop("observations"), rows.pop("actions")
+            try:
+                side = {  # in the store's dtypes, from which rewards are computed too
+                    name: fit_rows(name, value, value.shape[1:], SIDE_DTYPES[name])
+                    for name, value in rows.items()
+                }
+            except StoreError as error:
+                raise StoreError(f"{where}: {error}") from error
+            yield Episode(observations, actions, side)
 
     def _check(self, num_states: int) -> None:
         if not len(self.lengths) or self.lengths.sum() != num_states:
             raise StoreError(f"{self._path}: its last row does not end an episode.")
+        if self.lengths.min() < 2:
+            raise StoreError(
+                f"{self._path}: episode {self.lengths.argmin()} has a single state, and so no "
+                "transition. Are its terminals in their places?"
+            )
         for name, member in self._members.items():
             if member.shape[0] != num_states:
                 raise StoreError(
@@ -163,14 +215,19 @@ class Archive:
             )
         if "qpos" not in self._members:
             raise StoreError(f"{self._path} has no qpos, from which rewards are computed.")
-        observations = self._members["observations"]
-        wanted = (64, 64, 3) if self._task.pixels else (self._task.state_dim,)
-        pixels = observations.dtype == np.uint8
-        if observations.shape[1:] != wanted or pixels != self._task.pixels:
-            raise StoreError(
-                f"{self._path}: observations of shape {observations.shape[1:]} and dtype "
-                f"{observations.dtype}; {self._task.dataset} has {wanted}. Is it another dataset's?"
-            )
+        frames = self._task.pixels
+        rows = {
+            "observations": (64, 64, 3) if frames else (self._task.state_dim,),
+            "actions": (self._task.action_dim,),
+        }
+        kinds = _KINDS | ({"observations": "u"} if frames else {})
+        for name, member in self._members.items():
+            row = rows.get(name, member.shape[1:2] or ("any",))
+            if member.shape[1:] != row or member.dtype.kind not in kinds[name]:
+                raise StoreError(
+                    f"{self._path}: {name} of shape {member.shape[1:]} and dtype {member.dtype}; "
+                    f"{self._task.dataset} has {row}. Is it another dataset's?"
+                )
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -181,17 +238,21 @@ class Archive:
                 f"{self._path} does not exist. `python scripts/data.py download "
                 f"{self._task.dataset}` brings it."
             ) from error
-        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError) as error:
-            raise StoreError(
-                f"{self._path} is damaged or not an OGBench file: {error}. Download it again."
+        except (
+            *(zipfile.BadZipFile, zlib.error, EOFError),
+            *(KeyError, ValueError, RuntimeError),
+        ) as error:
+            raise DamagedSourceError(
+                f"{self._path} is damaged or not an OGBench file: {error}. `python scripts/data.py "
+                f"download {self._task.dataset}` sets a damaged download aside and brings it anew."
             ) from error
 
 
 class _Member:
-    """One array of an .npz file, read from its start in runs of rows."""
+    """One array of an .npz file, read from the start of its stream in runs of rows."""
 
-    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
-        self._stream = archive.open(f"{name}.npy")
+    def __init__(self, stream: IO[bytes], name: str) -> None:
+        self._stream = stream
         read_header = {
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
@@ -217,8 +278,3 @@ class _Member:
         if len(content) != size:
             raise EOFError("it ends early")
         return np.frombuffer(content, self.dtype).reshape(count, *self.shape[1:])
-
-
-def _side(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Side arrays in the store's dtypes, from which rewards are computed too."""
-    return {name: value.astype(SIDE_DTYPES[name], copy=False) for name, value in rows.items()}

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
+import os
 
 import numpy as np
 import pytest
 
 from deflow_vision.datasets import ogbench_npz
-from deflow_vision.datasets.convert import convert
+from deflow_vision.datasets.convert import convert, download_store
 from deflow_vision.datasets.relabel import Goal
 from deflow_vision.datasets.schema import StoreError, read_all
 from deflow_vision.datasets.store import StoreWriter, open_store, verify
@@ -128,6 +130,127 @@ def test_file_that_ends_within_an_episode_is_refused(tmp_path):
         convert(source, tmp_path / "a.zarr")
 
 
+def assert_refused(source, match):
+    with pytest.raises(StoreError, match=match) as refusal:
+        convert(source, source.with_name("a.zarr"))
+    assert str(source) in str(refusal.value)
+    assert not list(source.parent.glob("a.zarr*"))
+
+
+LAST = np.eye(16)[-1]  # only the last row ends an episode
+
+
+@pytest.mark.parametrize(
+    ("terminals", "match"),
+    [
+        (LAST * np.nan, "terminals are no vector of 0 and 1"),
+        (LAST * 2, "terminals are no vector of 0 and 1"),
+        (LAST[:, None], "terminals are no vector of 0 and 1"),
+        (LAST.astype(str), "terminals are no vector of 0 and 1"),
+        (np.ones(16), "episode 0 has a single state"),
+    ],
+)
+def test_terminals_that_end_no_episodes_are_refused(tmp_path, terminals, match):
+    assert_refused(write_files(tmp_path, terminals=terminals), match)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "match"),
+    [
+        ("observations", np.zeros((16, STATE_DIM), np.int64), "observations of .* dtype int64"),
+        ("observations", np.zeros((16, STATE_DIM), bool), "observations of .* dtype bool"),
+        ("observations", np.zeros((16, STATE_DIM), complex), "observations of .* dtype complex128"),
+        ("actions", np.full((16, ACTION_DIM), "left"), "actions of .* dtype <U4"),
+        ("actions", np.zeros(16, np.float32), r"actions of shape \(\).*has \(5,\)"),
+        ("qpos", np.zeros(16, np.float32), r"qpos of shape \(\)"),
+        ("qpos", np.zeros((16, QPOS_DIM), np.int64), "qpos of .* dtype int64"),
+        ("qpos", np.zeros((16, 20), np.float32), "qpos, of 20 numbers, .* do not fit"),
+        ("button_states", np.full((16, 4), "on"), "button_states of .* dtype <U2"),
+        ("button_states", np.full((16, 4), 0.7), "episode 0: button_states: .* not whole"),
+        ("button_states", np.full((16, 4), np.nan), "episode 0: button_states: .* not whole"),
+    ],
+)
+def test_arrays_that_are_not_ogbenchs_are_refused(tmp_path, name, array, match):
+    pair = write_files(tmp_path, **{name: array})
+    pair.with_name("cube-double-play-v0-val.npz").unlink()  # of fewer rows
+    assert_refused(pair, match)
+
+
+def test_actions_beyond_their_bounds_are_refused(tmp_path):
+    source = write_files(tmp_path, actions=np.full((16, ACTION_DIM), 50, np.float32))
+    source.with_name("cube-double-play-v0-val.npz").unlink()
+    with pytest.raises(StoreError, match=r"episode 0 of train.*actions up to 50 in size"):
+        convert(source, tmp_path / "a.zarr")
+
+
+def moving(arrays):
+    """The same rows, but states that wander as a simulator's do."""
+    walks = {name: arrays[name].cumsum(0) for name in ("observations", "qpos")}
+    return arrays | {name: (walk - walk.mean(0)).astype(np.float32) for name, walk in walks.items()}
+
+
+@pytest.mark.parametrize("shuffled", [("observations",), ("qpos",), ("observations", "qpos")])
+def test_rows_in_another_order_are_refused(tmp_path, monkeypatch, shuffled):
+    monkeypatch.setitem(LENGTHS, "train", (150, 120))
+    arrays = moving(arrays_of("train", pixels=False))
+    order = np.random.default_rng(1).permutation(270)
+    source = tmp_path / "cube-double-play-v0.npz"
+    np.savez(source, **arrays | {name: arrays[name][order] for name in shuffled})
+    assert_refused(source, f"episode 0: {shuffled[-1]} .* not in their order")
+
+
+def test_rows_shuffled_within_their_episodes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(LENGTHS, "train", (150, 120))
+    arrays = moving(arrays_of("train", pixels=False))
+    order = np.append(np.random.default_rng(1).permutation(150), np.arange(150, 270))
+    source = tmp_path / "cube-double-play-v0.npz"
+    np.savez(source, **arrays | {name: arrays[name][order] for name in ("qpos", "observations")})
+    assert_refused(source, "episode 0: qpos .* not in their order")
+
+
+def test_rows_in_their_order_are_taken_though_some_numbers_jump_or_rest(tmp_path, monkeypatch):
+    monkeypatch.setitem(LENGTHS, "train", (150, 120))
+    arrays = moving(arrays_of("train", pixels=False))
+    arrays["qpos"][:, :9] = np.random.default_rng(1).normal(size=(270, 9))
+    arrays["qpos"][:, 9:20] = 0.3
+    source = tmp_path / "cube-double-play-v0.npz"
+    np.savez(source, **arrays)
+    convert(source, tmp_path / "a.zarr")
+    assert len(open_store(tmp_path / "a.zarr").train.episode_ends) == 2
+
+
+def test_damaged_download_is_set_aside_downloaded_again_and_converted(tmp_path):
+    (tmp_path / "there").mkdir()
+    source = write_files(tmp_path / "there", save=np.savez)
+    (tmp_path / "downloads").mkdir()
+    content = bytearray(source.read_bytes())
+    content[600] ^= 1
+    (tmp_path / "downloads" / source.name).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()  # trusted, as it was the first to be seen
+    (tmp_path / "downloads" / f"{source.name}.sha256").write_text(f"{digest}  {source.name}\n")
+    there = f"file://{tmp_path}/there/{{file}}"
+    download_store("cube-double-play", tmp_path / "a.zarr", addresses=[there])
+    assert verify(tmp_path / "a.zarr") == []
+    assert [file.name for file in tmp_path.glob("downloads/*.damaged")] == [
+        f"{source.name}.damaged"
+    ]
+
+
+def test_damaged_download_is_kept_and_refused_where_there_is_no_network(tmp_path):
+    (tmp_path / "downloads").mkdir()
+    source = write_files(tmp_path / "downloads", save=np.savez)
+    content = bytearray(source.read_bytes())
+    content[600] ^= 1
+    source.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    source.with_name(f"{source.name}.sha256").write_text(f"{digest}  {source.name}\n")
+    with pytest.raises(
+        StoreError, match=r"CRC.*`python scripts/data.py download cube-double-play-v0`"
+    ):
+        download_store("cube-double-play", tmp_path / "a.zarr", offline=True)
+    assert source.is_file()
+
+
 @contextlib.contextmanager
 def stopped_after(episodes: int):
     """Ctrl-C before the writer gets more episodes than these."""
@@ -161,12 +284,27 @@ def test_byte_flipped_in_the_part_already_converted_is_noticed(tmp_path):
     source = write_files(tmp_path, save=np.savez)
     with stopped_after(2), pytest.raises(KeyboardInterrupt):
         convert(source, tmp_path / "a.zarr")
-    content = bytearray(source.read_bytes())
+    content, changed = bytearray(source.read_bytes()), source.stat().st_mtime_ns
     content[600] ^= 1
     source.write_bytes(content)
+    os.utime(source, ns=(changed, changed))
     with pytest.raises(StoreError, match=r"damaged.*CRC"):
         convert(source, tmp_path / "a.zarr")
     assert not (tmp_path / "a.zarr").exists()
+
+
+def test_conversion_of_a_damaged_file_is_not_gone_on_with_a_sound_one(tmp_path):
+    source = write_files(tmp_path, save=np.savez)
+    content = bytearray(source.read_bytes())
+    damaged = content.copy()
+    damaged[600] ^= 1
+    source.write_bytes(damaged)
+    with stopped_after(1), pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "a.zarr")
+    source.write_bytes(content)
+    os.utime(source, (1, 1))
+    with pytest.raises(StoreError, match=r"another job(.|\n)*plan.train.changed"):
+        convert(source, tmp_path / "a.zarr")
 
 
 def test_conversion_does_not_go_on_with_another_file(tmp_path):
