@@ -294,7 +294,7 @@ def test_byte_flipped_in_the_part_already_converted_is_noticed(tmp_path):
 
 
 def test_conversion_of_a_damaged_file_is_not_gone_on_with_a_sound_one(tmp_path):
-    source = write_files(tmp_path, save=np.savez)
+    source = write_files(tmp_path, pixels=True, save=np.savez)
     content = bytearray(source.read_bytes())
     damaged = content.copy()
     damaged[600] ^= 1
