@@ -12,16 +12,22 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, ZstdCodec
 
-from deflow_vision.datasets.remote import remote_digest
 from deflow_vision.datasets.schema import (
+    BLOCK_DIGESTS,
     FORMAT,
     MAX_CHUNK_BYTES,
+    SEAL,
     SIDE_DTYPES,
     SPLITS,
     VERSION,
     StoreError,
     array_digest,
-    read_rows,
+    block_name,
+    digest_of,
+    num_blocks,
+    read_block,
+    read_file,
+    seal,
 )
 
 _FACTS = ("source", "env_id", "seeds", "versions", "render_profile", "counts", "digests")
@@ -33,6 +39,7 @@ _KINDS = {
     "rewards": ("float32 1-D",),
     "masks": ("float32 1-D",),
 }
+_ROUNDING = 1e-6  # by which actions may be beyond [-1, 1]
 _COLUMNS = ("observations", "actions", "episode_ends")
 _NAME = re.compile(
     rf"({'|'.join(SPLITS)})/({'|'.join([*_COLUMNS, *SIDE_DTYPES])}"
@@ -76,6 +83,8 @@ def checked_attributes(path: Path | str, root: Any) -> dict[str, Any]:
             f"{path} is incomplete: its writer did not finish. Delete it, then collect, download "
             "or convert it again."
         )
+    if SEAL in attributes and attributes != seal(attributes):
+        raise damaged(path, "its attributes are not those that were written (digest differs)")
     for name in _FACTS:
         if name not in attributes:
             raise damaged(path, f"its attributes have no {name}")
@@ -116,35 +125,62 @@ def check_description(path: Path | str, name: str, array: Any, rows: int) -> Non
         raise damaged(path, f"array {name} of shape {array.shape} has chunks of {array.chunks}")
 
 
-def check_array(array: Any, path: Path | str, digest: str) -> list[str]:
-    """Read an array whole and check its values and its digest.
+def check_array(array: Any, digest: str, sealed: bool) -> list[str]:
+    """Read an array whole and check its values and its digests.
 
     Args:
         array: a `zarr.Array` of a store.
-        path: the store's folder or address.
         digest: what the store says that the array's is.
+        sealed: whether its blocks have digests; those of old stores have none.
 
     Returns:
         What is wrong, a sentence each; empty if all is well.
     """
-    problems = []
-    step = array.chunks[0]
-    for start in range(0, array.shape[0], step):
+    problems: dict[int, str] = {}
+    blocks = []
+    for number in range(num_blocks(array)):
         try:
-            rows = read_rows(array, start, min(start + step, array.shape[0]))
+            encoded, rows = read_block(array, number)
         except StoreError as error:
-            problems.append(str(error))
+            problems[number] = str(error)
+            blocks.append(b"")
             continue
-        if array.path.endswith("/masks") and not np.isin(rows, (0, 1)).all():
-            problems.append(f"{array.path}: values other than 0 and 1 from row {start} on")
-        if not np.isfinite(rows).all():
-            problems.append(f"{array.path}: values that are not finite from row {start} on")
-    if problems:
-        return problems
-    now = remote_digest(array) if isinstance(path, str) else array_digest(path / array.path)
-    if now != digest:
-        problems.append(f"{array.path}: its files are not those that were written (digest differs)")
-    return problems
+        blocks.append(digest_of(encoded))
+        what = _wrong_values(array.path, rows)
+        if what is not None:
+            problems[number] = f"{block_name(array, number)}: {what}"
+    description = digest_of(read_file(array, "zarr.json"))
+    same = array_digest(array, blocks, description) == digest
+    if not sealed:
+        if not same and not problems:
+            text = "its files are not those that were written (digest differs)"
+            return [f"{array.path}: {text}"]
+        return list(problems.values())
+    try:
+        recorded = read_file(array, BLOCK_DIGESTS)
+    except (OSError, StoreError) as error:
+        return [*problems.values(), f"{array.path}: its {BLOCK_DIGESTS} cannot be read: {error}"]
+    written = [recorded[i : i + 32] for i in range(0, len(recorded), 32)]
+    if array_digest(array, written, description) != digest:
+        name = "zarr.json" if blocks == written else BLOCK_DIGESTS
+        if not same and blocks != written:
+            name = f"zarr.json or {BLOCK_DIGESTS}"
+        return [*problems.values(), f"{array.path}: its {name} is not what was written"]
+    for number, (block, before) in enumerate(zip(blocks, written, strict=True)):
+        if block != before:
+            text = f"{block_name(array, number)}: it is not the block that was written there"
+            problems.setdefault(number, text)
+    return [problems[number] for number in sorted(problems)]
+
+
+def _wrong_values(name: str, rows: np.ndarray) -> str | None:
+    if not np.isfinite(rows).all():
+        return "values that are not finite"
+    if name.endswith("/masks") and not np.isin(rows, (0, 1)).all():
+        return "masks other than 0 and 1"
+    if name.endswith("/actions") and np.abs(rows).max() > 1 + _ROUNDING:
+        return "actions beyond [-1, 1]"
+    return None
 
 
 def _check_counts(path: Path | str, counts: Any) -> None:

@@ -12,7 +12,14 @@ import numpy as np
 from deflow_vision.datasets.address import refuse_address
 from deflow_vision.datasets.checks import checked_attributes
 from deflow_vision.datasets.columns import fit_rows
-from deflow_vision.datasets.schema import StoreError, array_digests, create_array, open_root
+from deflow_vision.datasets.schema import (
+    SEAL,
+    StoreError,
+    create_array,
+    open_root,
+    seal,
+    write_digests,
+)
 
 Labels = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Goal -> its rewards and masks, one each for every state."""
@@ -52,6 +59,7 @@ def add_goals(path: Path, goals: Mapping[str, Labels]) -> None:
     path = Path(path)
     root = open_root(path, "r+")
     attributes = checked_attributes(path, root)
+    renewed = seal if SEAL in attributes else dict
     fitted = {}
     for split, labels in goals.items():
         check_goals(labels)
@@ -69,13 +77,13 @@ def add_goals(path: Path, goals: Mapping[str, Labels]) -> None:
             for name, digest in attributes["digests"].items()
             if not name.startswith(f"{place}/")
         }
-        root.attrs.put(attributes)
+        root.attrs.put(renewed(attributes))
         shutil.rmtree(path / place, ignore_errors=True)
         group = root.create_group(place)
         for name, value in values.items():
             create_array(group, name, (), "float32").append(value)
-        attributes["digests"] |= array_digests(path, path / place)
-        root.attrs.put(attributes)
+        attributes["digests"] |= write_digests(group)
+        root.attrs.put(renewed(attributes))
 
 
 def goal_rows(labels: Labels, length: int) -> dict[str, np.ndarray]:

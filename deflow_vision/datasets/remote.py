@@ -12,16 +12,14 @@ import re
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zarr
-from zarr.core.sync import sync
 from zarr.storage import ObjectStore, StorePath
 
 from deflow_vision.datasets.address import credentials
 from deflow_vision.datasets.block_cache import BlockCache
-from deflow_vision.datasets.schema import StoreError, block_file, num_blocks
+from deflow_vision.datasets.schema import StoreError
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -218,17 +216,6 @@ def uncached(array: Any) -> Any:
         return array
     place = StorePath(array.store.uncached(), array.path)
     return zarr.Array(zarr.AsyncArray(array.metadata, place))
-
-
-def remote_digest(array: Any) -> str:
-    """What `schema.array_digest` says of an array on a disk, of one at an address; reads it all."""
-    files = [block_file(array, Path(), number) for number in range(num_blocks(array))]
-    store, total = array.store.uncached(), hashlib.sha256()
-    for file in sorted([*files, Path("zarr.json")]):
-        key = f"{array.path}/{file.as_posix()}"
-        value = sync(store.get(key, zarr.core.buffer.default_buffer_prototype()))
-        total.update(f"{file.as_posix()} {hashlib.sha256(value.to_bytes()).hexdigest()}\n".encode())
-    return total.hexdigest()
 
 
 def _file_name(key: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ FORMAT = "deflow-vision-store"
 VERSION = 1
 SPLITS = ("train", "val")
 SIDE_DTYPES = {"qpos": "float32", "qvel": "float32", "button_states": "int64"}
+BLOCK_DIGESTS = "block_digests"
+SEAL = "attributes_digest"  # old stores have neither
 
 ZSTD_LEVEL = 3
 _CHUNK_BYTES = 3 << 18  # 64 frames of 64 x 64 x 3
@@ -76,27 +79,62 @@ def create_array(
     )
 
 
-def array_digest(directory: Path) -> str:
+def digest_of(content: bytes) -> bytes:
+    """SHA-256, 32 bytes."""
+    return hashlib.sha256(content).digest()
+
+
+def array_digest(array: Any, blocks: Sequence[bytes], description: bytes) -> str:
     """SHA-256 over the names and the SHA-256 of all files of an array, in hexadecimal.
 
     Args:
-        directory: the array's folder in the store.
+        array: a `zarr.Array` of a store.
+        blocks: `digest_of` each block.
+        description: `digest_of` its `zarr.json`.
     """
-    total = hashlib.sha256()
-    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
-        with file.open("rb") as stream:
-            block = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{file.relative_to(directory).as_posix()} {block}\n".encode())
-    return total.hexdigest()
+    files = {block_file(array, Path(), i).as_posix(): block for i, block in enumerate(blocks)}
+    files["zarr.json"] = description
+    lines = "".join(f"{name} {files[name].hex()}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def array_digests(root: Path, below: Path) -> dict[str, str]:
-    """`array_digest` of every array in the folder `below`, by its name from `root`."""
-    return {
-        file.parent.relative_to(root).as_posix(): array_digest(file.parent)
-        for file in sorted(below.rglob("zarr.json"))
-        if (file.parent / "c").is_dir()
-    }
+def write_digests(group: Any) -> dict[str, str]:
+    """Write `block_digests`, 32 bytes a block, beside the blocks of each array below a group.
+
+    Args:
+        group: a `zarr.Group` of a store on a disk.
+
+    Returns:
+        `array_digest` of each array by its name in the store. It covers `block_digests`, too.
+    """
+    digests = {}
+    for _, array in sorted(group.members(max_depth=None)):
+        if isinstance(array, zarr.Array):
+            folder = Path(array.store.root, array.path)
+            files = [block_file(array, folder, number) for number in range(num_blocks(array))]
+            blocks = [digest_of(file.read_bytes()) for file in files]
+            (folder / BLOCK_DIGESTS).write_bytes(b"".join(blocks))
+            description = digest_of((folder / "zarr.json").read_bytes())
+            digests[str(array.path)] = array_digest(array, blocks, description)
+    return digests
+
+
+def complete(root: Any, attributes: Mapping[str, Any]) -> None:
+    """Give a store whose arrays are written their digests, and its attributes.
+
+    Args:
+        root: its `zarr.Group`, on a disk.
+        attributes: all but `digests` and `complete`.
+    """
+    digests = write_digests(root)
+    root.attrs.put(seal({**attributes, "digests": digests, "complete": True}))
+
+
+def seal(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """A store's attributes with a digest over them, of their JSON with sorted keys."""
+    facts = json.loads(json.dumps({k: attributes[k] for k in attributes if k != SEAL}))
+    text = json.dumps(facts, sort_keys=True)
+    return {**facts, SEAL: digest_of(text.encode()).hex()}
 
 
 def num_blocks(array: Any) -> int:
@@ -136,20 +174,32 @@ def read_rows(array: Any, start: int, stop: int, out: np.ndarray | None = None) 
     rows = np.empty((stop - start, *array.shape[1:]), array.dtype) if out is None else out
     size = array.chunks[0]
     for block in range(start // size, -(-stop // size)):
-        first, last = block * size, min((block + 1) * size, array.shape[0])
-        low, high = max(start, first), min(stop, last)
-        try:
-            rows[low - start : high - start] = _sound(array, block)[low - first : high - first]
-        except StoreError:
-            raise
-        except (RuntimeError, ValueError, OSError) as error:
-            root = array.store.root
-            raise StoreError(
-                f"{root}: array {array.path}, block {block} (rows {first} to {last - 1}) cannot "
-                f"be read: {error}. Run `python scripts/data.py verify {root}`, then collect, "
-                "download or convert it again."
-            ) from error
+        first = block * size
+        low, high = max(start, first), min(stop, first + size)
+        rows[low - start : high - start] = read_block(array, block)[1][low - first : high - first]
     return rows
+
+
+def read_block(array: Any, number: int) -> tuple[bytes, np.ndarray]:
+    """A block of an array as it is stored, and its rows; raises like `read_rows`."""
+    try:
+        encoded, rows = _sound(array, number)
+    except StoreError:
+        raise
+    except (RuntimeError, ValueError, OSError, MemoryError) as error:
+        root = array.store.root
+        raise StoreError(
+            f"{root}: array {block_name(array, number)} cannot be read: {error}. Run `python "
+            f"scripts/data.py verify {root}`, then collect, download or convert it again."
+        ) from error
+    return encoded, rows[: array.shape[0] - number * array.chunks[0]]
+
+
+def block_name(array: Any, number: int) -> str:
+    """What messages call a block: its array's name, its number and its rows."""
+    first = number * array.chunks[0]
+    last = min(first + array.chunks[0], array.shape[0]) - 1
+    return f"{array.path}, block {number} (rows {first} to {last})"
 
 
 def read_all(array: Any) -> np.ndarray:
@@ -169,7 +219,7 @@ def reads_at_once(array: Any) -> int:
     return int(getattr(array.store, "reads_at_once", _THREADS))
 
 
-def _sound(array: Any, number: int) -> np.ndarray:
+def _sound(array: Any, number: int) -> tuple[bytes, np.ndarray]:
     """A block; one that was damaged in the cache of an address is read from there again."""
     try:
         return _block(array, number)
@@ -182,18 +232,26 @@ def _sound(array: Any, number: int) -> np.ndarray:
         return _block(array, number)
 
 
-def _block(array: Any, number: int) -> np.ndarray:
+def _block(array: Any, number: int) -> tuple[bytes, np.ndarray]:
     """What zarr's own reading adds to fetching and decoding takes as long as the decoding."""
-    key = array.metadata.encode_chunk_key((number, *(0 for _ in array.shape[1:])))
-    if isinstance(array.store, LocalStore):
-        encoded = (array.store.root / array.path / key).read_bytes()
-    else:
-        value = sync((array.store_path / key).get())
-        if value is None:
-            raise OSError("it is missing")
-        encoded = value.to_bytes()
+    encoded = read_file(array, block_file(array, Path(), number).as_posix())
     content = Zstd().decode(encoded)
-    return np.frombuffer(content, array.dtype).reshape(array.chunks)
+    return encoded, np.frombuffer(content, array.dtype).reshape(array.chunks)
+
+
+def read_file(array: Any, name: str) -> bytes:
+    """A file of an array of a store, by its name in the array's folder.
+
+    Raises:
+        OSError: it cannot be read.
+        StoreError: the same at an address.
+    """
+    if isinstance(array.store, LocalStore):
+        return Path(array.store.root, array.path, name).read_bytes()
+    value = sync((array.store_path / name).get())
+    if value is None:
+        raise FileNotFoundError("it is missing")
+    return bytes(value.to_bytes())
 
 
 def open_root(path: Path, mode: str) -> Any:

@@ -26,13 +26,14 @@ from deflow_vision.datasets.partial import (
     sync,
 )
 from deflow_vision.datasets.schema import (
+    BLOCK_DIGESTS,
     FORMAT,
     SIDE_DTYPES,
     SPLITS,
     VERSION,
     ZSTD_LEVEL,
     StoreError,
-    array_digests,
+    complete,
 )
 from deflow_vision.types import UserError
 
@@ -250,13 +251,12 @@ class StoreWriter:
             self._write(split.finish())
         self._wait()
         counts = {name: split.counts() for name, split in self._splits.items()}
-        digests = array_digests(self._partial.store, self._partial.store)
-        self._root.attrs.put(
-            {**self._attributes, "counts": counts, "digests": digests, "complete": True}
-        )
+        complete(self._root, {**self._attributes, "counts": counts})
         if self._plan is not None:
             files = [file for split in self._splits.values() for file in split.take_files()]
-            list(self._threads.map(sync, [*files, *self._partial.store.rglob("zarr.json")]))
+            for name in ("zarr.json", BLOCK_DIGESTS):
+                files += self._partial.store.rglob(name)
+            list(self._threads.map(sync, files))
         self._partial.publish()
 
     def _stop(self, error: BaseException) -> None:

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
-from deflow_vision.datasets.schema import read_rows
+from deflow_vision.datasets.schema import read_rows, seal
 from deflow_vision.datasets.store import StoreError, add_goals, open_store, verify
 
 ZSTD = {"name": "zstd", "configuration": {"level": 3, "checksum": True}}
 
 
-def edit_attributes(path: Path, **changes) -> None:
+def edit_attributes(path: Path, reseal: bool = True, **changes) -> None:
     file = path / "zarr.json"
     content = json.loads(file.read_text())
     facts = content["attributes"] | changes
-    content["attributes"] = {
-        name: value for name, value in facts.items() if name not in changes or value is not None
-    }
+    facts = {k: value for k, value in facts.items() if k not in changes or value is not None}
+    content["attributes"] = seal(facts) if reseal else facts
     file.write_text(json.dumps(content))
 
 
@@ -227,13 +227,119 @@ def test_verify_names_the_altered_block(make_store):
     assert "train/observations, block 16" in problem
 
 
-def test_verify_notices_a_block_replaced_by_a_sound_one(make_store):
-    path = make_store((200,), chunk=4)
-    blocks = path / "train/observations/c"
-    (blocks / "1/0/0/0").write_bytes((blocks / "0/0/0/0").read_bytes())
+def block(path: Path, number: int) -> Path:
+    return path / f"train/observations/c/{number}/0/0/0"
+
+
+def swap_blocks(path: Path) -> None:
+    first, second = block(path, 1).read_bytes(), block(path, 3).read_bytes()
+    block(path, 1).write_bytes(second)
+    block(path, 3).write_bytes(first)
+
+
+def test_verify_names_sound_blocks_in_each_others_place(make_store):
+    path = make_store()
+    swap_blocks(path)
     assert verify(path) == [
-        "train/observations: its files are not those that were written (digest differs)"
+        "train/observations, block 1 (rows 4 to 7): it is not the block that was written there",
+        "train/observations, block 3 (rows 12 to 15): it is not the block that was written there",
     ]
+
+
+def test_verify_names_a_block_of_another_store_and_one_that_is_altered(make_store):
+    path = make_store((200,), chunk=4)
+    other = make_store((200,), chunk=8, name="other.zarr")
+    block(path, 2).write_bytes(block(other, 2).read_bytes())
+    content = block(path, 0).read_bytes()
+    block(path, 40).write_bytes(content)
+    flip_byte(block(path, 7), 60)
+    problems = verify(path)
+    assert [re.search(r"train/observations, block (\d+)", text)[1] for text in problems] == [
+        *("2", "7", "40")
+    ]
+
+
+def test_verify_tells_which_other_file_of_an_array_is_altered(make_store):
+    path = make_store()
+    edit_description(path, "train/actions", attributes={"a": 1})
+    flip_byte(path / "train/qpos/block_digests", 3)
+    (path / "train/tasks/task1/masks/block_digests").unlink()
+    (path / "val/qpos/block_digests").write_bytes(b"")
+    said = [text.split(":")[0:2] for text in verify(path)]
+    assert said == [
+        ["train/actions", " its zarr.json is not what was written"],
+        ["train/qpos", " its block_digests is not what was written"],
+        ["train/tasks/task1/masks", " its block_digests cannot be read"],
+        ["val/qpos", " its block_digests is not what was written"],
+    ]
+
+
+def make_old(path: Path) -> None:
+    """As stores were before blocks and attributes had digests."""
+    edit_attributes(path, reseal=False, attributes_digest=None)
+    for file in path.rglob("block_digests"):
+        file.unlink()
+
+
+def test_old_store_without_digests_of_blocks_verifies_as_before(make_store):
+    path = make_store()
+    make_old(path)
+    assert verify(path) == []
+    swap_blocks(path)
+    (problem,) = verify(path)
+    assert problem.startswith("train/observations: its files are not those that were written")
+
+
+def test_goal_in_an_old_store_leaves_it_one(make_store):
+    path = make_store()
+    make_old(path)
+    add_goals(path, {"train": {"task2": (np.zeros(17), np.ones(17))}})
+    assert open_store(path).train.goals() == ["task1", "task2"]
+    assert verify(path) == []
+
+
+def test_goal_that_is_added_has_digests_of_blocks_and_attributes(make_store):
+    path = make_store()
+    add_goals(path, {"train": {"task1": (np.zeros(17), np.ones(17))}})
+    rewards = path / "train/tasks/task1/rewards/c/0"
+    rewards.write_bytes((path / "train/tasks/task1/masks/c/0").read_bytes())
+    (problem,) = verify(path)
+    assert "train/tasks/task1/rewards, block 0 (rows 0 to 16)" in problem
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"env_id": "cube-single-play-v0"},
+        {"render_profile": "draft"},
+        {"notes": ["new"]},
+        {"notes": None},
+        {"extra": 1},
+    ],
+)
+@pytest.mark.parametrize("check", [open_store, lambda path: add_goals(path, {})])
+def test_attributes_that_were_changed_are_refused(make_store, check, changes):
+    path = make_store()
+    edit_attributes(path, reseal=False, **changes)
+    with pytest.raises(StoreError, match="its attributes are not those that were written"):
+        check(path)
+
+
+def test_attributes_of_any_json_keep_their_digest(make_store):
+    seeds = {2: [1.5e-7, None, True], 10: "\u00e9\u2028", "b": (1, 2), "a": {}}
+    assert open_store(make_store(seeds=seeds)).attributes["seeds"]["10"] == "\u00e9\u2028"
+
+
+def test_verify_reports_actions_beyond_1(make_store):
+    path = make_store()
+    replace_actions(path, np.full((17, 2), 1 + 1e-7))
+    assert not any("beyond" in text for text in verify(path))
+    replace_actions(path, np.array([[0, -1.01]] * 17))
+    assert "train/actions, block 0 (rows 0 to 16): actions beyond [-1, 1]" in verify(path)
+
+
+def replace_actions(path: Path, actions: np.ndarray) -> None:
+    zarr.open_group(path, mode="r+")["train/actions"][:] = actions
 
 
 def test_verify_reports_a_store_that_does_not_open(tmp_path):

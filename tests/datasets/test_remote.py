@@ -138,7 +138,7 @@ def test_verify_finds_a_block_at_an_address_that_is_of_another_store(
     other = (path / "train/observations/c/2/0/0/0").read_bytes()
     web.fault = lambda asked: other if asked.endswith(block) else None
     assert verify(address) == [
-        "train/observations: its files are not those that were written (digest differs)"
+        "train/observations, block 1 (rows 4 to 7): it is not the block that was written there"
     ]
 
 
