@@ -269,7 +269,7 @@ def test_verify_tells_which_other_file_of_an_array_is_altered(make_store):
     assert said == [
         ["train/actions", " its zarr.json is not what was written"],
         ["train/qpos", " its block_digests is not what was written"],
-        ["train/tasks/task1/masks", " its block_digests cannot be read"],
+        ["train/tasks/task1/masks", " its digests cannot be checked"],
         ["val/qpos", " its block_digests is not what was written"],
     ]
 
