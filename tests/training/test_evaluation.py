@@ -7,9 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
+from deflow_vision.agents.deflow import DeFlow, DeFlowConfig
 from deflow_vision.envs.pool import EnvStep
+from deflow_vision.networks.encoders import EncoderConfig
 from deflow_vision.training.evaluation import Evaluator, evaluate
 from deflow_vision.training.logger import RunLogger
+from deflow_vision.types import Spec
 
 
 class ScriptedPool:
@@ -28,7 +31,7 @@ class ScriptedPool:
         value = self.seeds[slot] % 97 + self.steps[slot]
         if self.pixels:
             return np.full((64, 64, 9), value % 256, np.uint8)
-        return np.full(3, value, np.float32)
+        return np.full(3, value / 97, np.float32)
 
     def reset_many(self, slots, seeds):
         for slot, seed in zip(slots, seeds, strict=True):
@@ -68,10 +71,16 @@ class NoisyPolicy:
         return observations.flatten(1)[:, :1].float() + noise
 
 
-def run(num_envs, episodes=7, **kwargs):
+def tiny_agent():
+    torch.manual_seed(0)
+    spec = Spec((3,), "float32", 2, (-1.0, 0.0))
+    return DeFlow(spec, DeFlowConfig(hidden_dims=(64, 48)), EncoderConfig())
+
+
+def run(num_envs, episodes=7, policy=None, **kwargs):
     pool = ScriptedPool(num_envs)
     settings = {"seed": 0, "step": 10, "episodes": episodes, "device": torch.device("cpu")} | kwargs
-    return evaluate(NoisyPolicy(), pool, **settings), pool
+    return evaluate(policy or NoisyPolicy(), pool, **settings), pool
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 7, 9])
@@ -84,8 +93,9 @@ def test_exactly_n_episodes_end_each_with_its_own_length_and_success(num_envs):
         assert episode.episode_return == -episode.length
 
 
-def test_the_number_of_environments_changes_nothing():
-    logs = [sorted(run(num_envs)[1].log) for num_envs in (1, 2, 7)]
+@pytest.mark.parametrize("make_policy", [NoisyPolicy, tiny_agent])
+def test_the_number_of_environments_changes_no_bit_of_an_action(make_policy):
+    logs = [sorted(run(num_envs, policy=make_policy())[1].log) for num_envs in (1, 3, 5)]
     assert logs[0] == logs[1] == logs[2]
 
 
