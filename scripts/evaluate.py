@@ -1,5 +1,6 @@
 """Evaluate a run's checkpoint again: `python scripts/evaluate.py --run RUN --episodes 50`."""
 
+import logging
 import sys
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +22,7 @@ class Arguments:
     step: int | None = None
     """Which checkpoint; by default the newest."""
     seed: int = 0
-    """Seed of the episodes."""
+    """Seed of the episodes; none of them repeats one of the run's own evaluations."""
     device: str = "cpu"
     """Where the policy acts, such as cuda."""
     env: str | None = None
@@ -37,6 +38,8 @@ def main() -> None:
     from deflow_vision.training.restore import evaluate_run
     from deflow_vision.types import UserError
 
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("deflow_vision").setLevel(logging.INFO)
     out_dir = args.run / "evaluations" / f"{datetime.now():%Y%m%d-%H%M%S}"
     try:
         metrics = evaluate_run(
@@ -56,7 +59,7 @@ def main() -> None:
         raise SystemExit(2) from None
     for name, value in metrics.items():
         print(f"{name:14} {value:.4g}")
-    print(f"episodes and videos: {out_dir}")
+    print(f"evaluation.json, episodes and videos: {out_dir}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,20 @@ from deflow_vision.agents import AGENTS
 from deflow_vision.agents.base import Agent
 from deflow_vision.config import TrainConfig, from_yaml
 from deflow_vision.envs.pool import EnvPool
+from deflow_vision.seeding import derive_seed
 from deflow_vision.tasks import check_own, resolve_task
 from deflow_vision.training import checkpoint
 from deflow_vision.training.drawing import check_drawing
 from deflow_vision.training.evaluation import Evaluator
 from deflow_vision.training.logger import RunLogger
 from deflow_vision.training.own import check_env
-from deflow_vision.training.run_folder import find_dataset, read_render_profile, read_spec
+from deflow_vision.training.run_folder import (
+    describe_environment,
+    find_dataset,
+    read_render_profile,
+    read_spec,
+    write_atomically,
+)
 from deflow_vision.types import UserError
 
 log = logging.getLogger(__name__)
@@ -74,12 +82,12 @@ def evaluate_run(
 
     Args:
         run_dir: the run folder.
-        out_dir: takes `episodes.csv` and `videos/`; a new folder.
+        out_dir: takes `episodes.csv`, `videos/` and, of all this, `evaluation.json`; a new folder.
         episodes: N.
         videos: how many of them are filmed.
         num_envs: environment processes.
         step: which checkpoint; by default the newest.
-        seed: of the episodes.
+        seed: of the episodes; none of them is one that training evaluated.
         device: where the agent acts.
         env: another environment than the run's, as `module:factory`.
         render_profile: how frames are drawn; by default as those that the run was trained on were.
@@ -115,13 +123,27 @@ def evaluate_run(
             pool,
             out_dir,
             logger,
-            seed=seed,
+            seed=derive_seed(seed, "re-evaluation"),
             episodes=episodes,
             videos=videos,
             cap=None,
             device=torch.device(device),
         )
-        return evaluator(agent, updates)
+        metrics = evaluator(agent, updates)
+    arguments = {
+        "run": str(run_dir.resolve()),
+        "step": updates,
+        "env": pool.env_id,
+        "render_profile": profile,
+        "seed": seed,
+        "episodes": episodes,
+        "videos": videos,
+        "num_envs": num_envs,
+        "device": str(device),
+    }
+    record = {"arguments": arguments, "metrics": metrics, **describe_environment()}
+    write_atomically(out_dir / "evaluation.json", json.dumps(record, indent=2) + "\n")
+    return metrics
 
 
 def _render_profile(run_dir: Path, asked: str | None, env: str | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import h5py
 import numpy as np
 import pandas as pd
@@ -69,4 +71,6 @@ def test_a_run_is_resumed_and_evaluated_again(configure_pen, tmp_path):
     metrics = evaluate_run(run, tmp_path / "again", episodes=1, videos=0, num_envs=1)
     assert metrics["eval/length"] <= 100
     assert metrics["eval/capped"] == 0
+    record = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    assert record["metrics"] == metrics
     assert "eval/normalized_score" in metrics

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +23,8 @@ from deflow_vision.training.restore import evaluate_run
 from deflow_vision.types import UserError
 
 EXAMPLE = "scripts.example_own_data:make"
+SMALL = ("--encoder.name", "impala_debug", "--eval.episodes", "1")
+ROOT = Path(__file__).parents[2]
 PIXELS = "tests.envs.own_envs:make_pixels"
 TINY = (
     *("--agent.hidden-dims", "8", "--batch-size", "6", "--offline-steps", "2", "--log.every", "1"),
@@ -62,11 +70,41 @@ def test_the_example_trains_resumes_and_is_evaluated_again(reach, tmp_path):
     assert 4 < metrics["eval/length"] <= 30
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on pixels of one's own."""
+    folder = tmp_path_factory.mktemp("pixels")
+    return run_of(write(folder / "mine.zarr"), folder / "run", *SMALL, env=PIXELS)
+
+
+def test_the_evaluation_script_says_and_writes_down_what_it_did(trained, monkeypatch, caplog):
+    log = logging.getLogger("deflow_vision")
+    level = log.level
+    flags = ("--episodes", "2", "--num-envs", "1", "--seed", "0", "--step", "2")
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "--run", str(trained), *flags])
+    try:
+        runpy.run_path(str(ROOT / "scripts" / "evaluate.py"), run_name="__main__")
+    finally:
+        log.setLevel(level)
+    assert "not checked whether frames are drawn here as in the dataset" in caplog.text
+    (folder,) = (trained / "evaluations").iterdir()
+    record = json.loads((folder / "evaluation.json").read_text())
+    assert record["arguments"] == {
+        **{"run": str(trained), "step": 2, "env": PIXELS, "render_profile": "official"},
+        **{"seed": 0, "episodes": 2, "videos": 0, "num_envs": 1, "device": "cpu"},
+    }
+    again = pd.read_csv(folder / "episodes.csv")
+    assert record["metrics"]["eval/return"] == again["return"].mean()
+    assert "torch" in record["versions"]
+    before = pd.read_csv(trained / "episodes.csv")
+    assert set(before["step"]) == {0, 2}
+    assert not set(again["seed"]) & set(before["seed"])
+
+
 def test_own_pixels_are_stacked_and_filmed_and_need_not_report_success(tmp_path, caplog):
-    flags = ("--encoder.name", "impala_debug", "--eval.episodes", "1")
     env = "tests.envs.own_envs:make_quiet_pixels"
     with caplog.at_level("INFO"):
-        run = run_of(write(tmp_path / "mine.zarr"), tmp_path / "run", *flags, env=env)
+        run = run_of(write(tmp_path / "mine.zarr"), tmp_path / "run", *SMALL, env=env)
     assert "returns and lengths alone" in caplog.text
     assert load(["--resume", str(run)]).data.frame_stack == 3
     assert "eval/success" not in pd.read_csv(run / "train.csv")
@@ -100,3 +138,18 @@ def test_a_run_is_not_evaluated_in_an_environment_of_other_spaces(reach, tmp_pat
     run = run_of(reach, tmp_path / "run", "--offline-steps", "1", "--eval.episodes", "0")
     with pytest.raises(UserError, match=r"\(8, 10, 1\) uint8, 2 actions; .*run has .*\(2,\) float"):
         evaluate_run(run, tmp_path / "e", episodes=1, videos=0, num_envs=1, env=PIXELS)
+
+
+@pytest.mark.slow
+def test_the_example_runs_as_a_script(tmp_path):
+    flags = ("--offline-steps", "2", "--eval.episodes", "1", "--run-dir", str(tmp_path / "run"))
+    subprocess.run(
+        [sys.executable, "scripts/example_own_data.py", *flags, "--num-threads", "1"],
+        cwd=ROOT,
+        env=os.environ | {"DEFLOW_DATA": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=200,
+    )
+    assert (tmp_path / "reach.zarr").is_dir()
+    episodes = pd.read_csv(tmp_path / "run" / "episodes.csv")
+    assert episodes["step"].tolist() == [0, 2]
