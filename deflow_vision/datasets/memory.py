@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 
 def available_memory(root: Path = Path("/")) -> int:
     """Bytes that this process can still take, within the limits of its control groups.
@@ -21,11 +19,6 @@ def available_memory(root: Path = Path("/")) -> int:
     else:
         available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(0, min([available, *_rooms(root)]))
-
-
-def free_device_memory(device: torch.device) -> int:
-    """Free bytes of a GPU; 0 for a device without memory of its own."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
 
 
 def _rooms(root: Path) -> Iterator[int]:

@@ -52,8 +52,10 @@ class StreamSampler:
         parts = [self._part(*self._window(key), part) for key, part in self._epochs.parts(step)]
         if len(parts) == 1:
             return parts[0]
-        columns = zip(*parts, strict=True)
-        return FrameBatch(*(None if c[0] is None else np.concatenate(c) for c in columns))
+        columns = dict(zip(FrameBatch._fields, zip(*parts, strict=True), strict=True))
+        return FrameBatch(
+            **{name: np.concatenate(c) for name, c in columns.items() if c[0] is not None}
+        )
 
     def close(self) -> None:
         """Stop the threads and drop the windows."""

@@ -39,3 +39,8 @@ def computes_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def free_device_memory(device: torch.device) -> int:
+    """Free bytes of a GPU; 0 for a device without memory of its own."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0

@@ -17,7 +17,7 @@ from deflow_vision.agents import AGENTS
 from deflow_vision.agents.base import Agent
 from deflow_vision.config import TrainConfig, default_run_dir, to_dict
 from deflow_vision.datasets.augment import Augmentation
-from deflow_vision.datasets.memory import available_memory, free_device_memory
+from deflow_vision.datasets.memory import available_memory
 from deflow_vision.datasets.remote import uncached
 from deflow_vision.datasets.residency import plan_residency
 from deflow_vision.datasets.sampler import make_sampler
@@ -28,7 +28,7 @@ from deflow_vision.tasks import Task, resolve_task
 from deflow_vision.training import checkpoint
 from deflow_vision.training.checkpoint import Checkpoint
 from deflow_vision.training.dataset import make_spec, open_task_store
-from deflow_vision.training.devices import make_accelerator
+from deflow_vision.training.devices import free_device_memory, make_accelerator
 from deflow_vision.training.divergence import settle_divergence
 from deflow_vision.training.drawing import check_drawing
 from deflow_vision.training.evaluation import Evaluator
