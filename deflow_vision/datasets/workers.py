@@ -11,7 +11,7 @@ from typing import Any
 from deflow_vision import __version__
 from deflow_vision.datasets.episodes import Episode
 from deflow_vision.envs.rendering import probe
-from deflow_vision.envs.worker import Worker
+from deflow_vision.envs.worker import Worker, close_all
 from deflow_vision.types import UserError
 
 
@@ -38,10 +38,11 @@ def start_workers(
     if num_processes is not None and num_processes < 1:
         raise UserError(f"{num_processes} worker processes: it must be 1 or more.")
     number = min(num_processes or len(os.sched_getaffinity(0)), num_episodes)
-    with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(Worker(factory, *args, variables=variables)) for _ in range(number)
-        ]
+    workers = [Worker(factory, *args, variables=variables) for _ in range(number)]
+    try:
+        yield workers
+    finally:
+        close_all(workers)
 
 
 def in_order(

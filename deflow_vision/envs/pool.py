@@ -18,7 +18,7 @@ from deflow_vision.envs.make import make_env
 from deflow_vision.envs.own import is_own
 from deflow_vision.envs.rendering import check_profile, draws, probe, worker_variables
 from deflow_vision.envs.states import draw_state, state_shapes
-from deflow_vision.envs.worker import Worker, WorkerError
+from deflow_vision.envs.worker import Worker, WorkerError, close_all
 from deflow_vision.types import UserError
 
 _VIDEO_SCALE = 3  # a 64 x 64 observation is drawn as 192 x 192 in videos
@@ -170,8 +170,7 @@ class EnvPool:
 
     def close(self) -> None:
         """End all workers. May be called again."""
-        for worker in self._workers:
-            worker.close()
+        close_all(self._workers)
 
     def __enter__(self) -> Self:
         return self

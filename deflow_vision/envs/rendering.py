@@ -48,6 +48,9 @@ official one."""
 NO_DRAWING = {"MUJOCO_GL": "disable"}
 """Variables of a worker that never draws: it loads no OpenGL at all."""
 
+_DRAWN = "DEFLOW_VISION_DREW_WITH"
+"""Variable of a worker: the backend with which its parent has drawn."""
+
 _DISABLED = ("disable", "disabled", "off", "false", "0")
 _CANDIDATES = ("egl", "osmesa")
 GL_PACKAGES = "libegl1 libgl1 libosmesa6"
@@ -174,15 +177,17 @@ def worker_variables(*, pixels: bool) -> dict[str, str]:
     Raises:
         NoRendererError: `pixels`, and nothing here can draw; or the user's backend does not work.
     """
+    wanted = os.environ.get("MUJOCO_GL", "").lower()
+    if wanted and wanted == os.environ.get(_DRAWN):
+        return {}
     variables = {}
     try:
         backend = probe()
     except NoRendererError:
-        wanted = os.environ.get("MUJOCO_GL", "").lower()
         if pixels or (wanted and wanted not in _DISABLED):
             raise
         return dict(NO_DRAWING)
-    variables["MUJOCO_GL"] = backend.name
+    variables["MUJOCO_GL"] = variables[_DRAWN] = backend.name
     # llvmpipe in the calling thread: measured on 2 cores, two workers draw 6.1 frames/s together,
     # 3.6 with one extra thread each (a single worker: 4.1 with all its threads).
     variables["LP_NUM_THREADS"] = "0"

@@ -16,7 +16,9 @@ from deflow_vision.datasets.collect import Collector, collect, cube_stays_visibl
 from deflow_vision.datasets.episodes import Episode
 from deflow_vision.datasets.relabel import Goal, relabel
 from deflow_vision.datasets.store import StoreError, open_store, verify
+from deflow_vision.envs.make import make_collection_env
 from deflow_vision.envs.rendering import NO_DRAWING, NoRendererError, worker_variables
+from deflow_vision.envs.states import draw_state
 from deflow_vision.envs.worker import Worker, WorkerError
 
 GOALS = {f"task{k}": Goal(cubes=np.array([[0.1 * k, 0.0, 0.02]])) for k in range(1, 6)}
@@ -220,12 +222,30 @@ def test_a_cube_is_visible_on_the_table_and_in_the_drawer(
     assert cube_stays_visible(qpos) == visible
 
 
-def test_pixels_are_collected_with_the_states_that_they_show(tmp_path: Path) -> None:
+class Drawing(Collector):
+    """A collector that also draws the first state of episode 0 in another environment."""
+
+    def drawn_with(self, profile: str) -> np.ndarray:
+        env = make_collection_env("visual-cube-double", render_profile=profile)
+        episode = self.episode("train", 0)
+        frame = draw_state(env, {name: rows[0] for name, rows in episode.side.items()})
+        env.close()
+        return frame
+
+
+def test_pixels_are_collected_with_the_states_that_they_show_and_in_their_render_profile() -> None:
     variables = worker_variables(pixels=True)
-    arguments = ("visual-cube-double", "play", 0, 2, "official")
-    with Worker(Collector, *arguments, variables=variables) as worker:
+    arguments = ("visual-cube-double", "play", 0, 2, "draft")
+    with Worker(Drawing, *arguments, variables=variables) as worker:
         episode = worker.call("episode", "train", 0)
         layout = worker.call("layout")
+        errors = {
+            profile: np.square(
+                worker.call("drawn_with", profile) - episode.observations[0].astype(float)
+            ).mean()
+            for profile in ("draft", "official")
+        }
+    assert errors["draft"] < 0.6 < errors["official"]  # 50 dB
     assert episode.observations.shape == (2, 64, 64, 3)
     assert episode.observations.dtype == np.uint8
     assert episode.observations.std() > 5

@@ -48,6 +48,12 @@ class Arms:
     def draw(self, name: str, state: Mapping[str, np.ndarray]) -> np.ndarray:
         return draw_state(self._env(name), state)
 
+    def draw_small(self, name: str, profile: str, state: Mapping[str, np.ndarray]) -> np.ndarray:
+        env = make_collection_env(name, render_profile=profile, resolution=32)
+        frame = draw_state(env, state)
+        env.close()
+        return frame
+
     def _env(self, name: str) -> Any:
         if name not in self._envs:
             self._envs[name] = make_collection_env(name)
@@ -147,6 +153,19 @@ def test_a_rendered_store_is_a_pixel_dataset_of_the_same_episodes(
     assert "renderer" in store.attributes["versions"]
     assert store.train.observations.shape == (4, 32, 32, 3)
     assert len(np.unique(store.train.observations[:], axis=0)) == 4
+
+
+def test_frames_are_drawn_with_the_render_profile_that_the_store_records(
+    arms: Worker, drawn: tuple[Path, Path]
+) -> None:
+    train = open_store(drawn[1]).train
+    state = {name: rows[0] for name, rows in train.side.items()}
+    official, draft = (
+        arms.call("draw_small", "visual-puzzle-3x3", profile, state)
+        for profile in ("official", "draft")
+    )
+    assert np.array_equal(train.observations[0], draft)
+    assert not np.array_equal(official, draft)
 
 
 def test_a_store_is_drawn_again_as_it_was(drawn: tuple[Path, Path]) -> None:

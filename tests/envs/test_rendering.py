@@ -10,7 +10,7 @@ from deflow_vision.types import UserError
 
 @pytest.fixture
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MUJOCO_GL", "LP_NUM_THREADS"):
+    for name in ("MUJOCO_GL", "LP_NUM_THREADS", "DEFLOW_VISION_DREW_WITH"):
         monkeypatch.delenv(name, raising=False)
     backend = Backend("egl", "vendor", "renderer")
     monkeypatch.setattr(rendering, "probe", lambda: backend)
@@ -81,10 +81,29 @@ def test_variables_tell_whether_a_worker_draws(value: str, expected: bool) -> No
 
 @pytest.mark.usefixtures("a_gpu")
 def test_variables_of_the_user_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert worker_variables(pixels=True) == {"MUJOCO_GL": "egl", "LP_NUM_THREADS": "0"}
+    drawn = {"DEFLOW_VISION_DREW_WITH": "egl"}
+    expected = {"MUJOCO_GL": "egl", "LP_NUM_THREADS": "0", **drawn}
+    assert worker_variables(pixels=True) == expected
     monkeypatch.setenv("MUJOCO_GL", "egl")
     monkeypatch.setenv("LP_NUM_THREADS", "3")
+    assert worker_variables(pixels=True) == drawn
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_a_worker_does_not_probe_what_its_parent_has_drawn_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> Backend:
+        raise AssertionError("probed again")
+
+    variables = worker_variables(pixels=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rendering, "probe", fail)
     assert worker_variables(pixels=True) == {}
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    with pytest.raises(AssertionError, match="probed again"):
+        worker_variables(pixels=True)
 
 
 def test_an_unknown_render_profile_is_refused_with_the_choices() -> None:

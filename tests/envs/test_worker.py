@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deflow_vision.envs.worker import Worker, WorkerError, run_in_worker
+from deflow_vision.envs.worker import Worker, WorkerError, close_all, run_in_worker
 
 
 class Counter:
@@ -90,6 +90,16 @@ def test_closing_does_not_wait_for_a_long_call() -> None:
     worker.close()
     assert time.monotonic() - start < 9
     assert not is_alive(worker.pid)
+
+
+def test_several_workers_in_long_calls_end_together() -> None:
+    workers = [Worker(Counter, 0) for _ in range(3)]
+    for worker in workers:
+        worker.send("wait", 60)
+    start = time.monotonic()
+    close_all(workers)
+    assert time.monotonic() - start < 4  # one takes 2 s
+    assert not any(is_alive(worker.pid) for worker in workers)
 
 
 def test_a_forgotten_worker_is_ended() -> None:

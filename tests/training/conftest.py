@@ -16,7 +16,9 @@ OWN = ("--env", "scripts.example_own_data:make", "--task", "reach")
 EVALUATED = ("--eval.episodes", "2", "--eval.num-envs", "1", "--eval.videos", "0")
 
 
-def write_task_store(path: Path, kind: str, lengths=(14, 9, 11), env_id=None, chunk=None) -> Path:
+def write_task_store(
+    path: Path, kind: str, lengths=(14, 9, 11), env_id=None, chunk=None, render_profile="official"
+) -> Path:
     """A store that passes for cube-single-play: random numbers, right shapes."""
     rng = np.random.default_rng(0)
     prefix = "visual-" if kind == "pixels" else ""
@@ -29,7 +31,7 @@ def write_task_store(path: Path, kind: str, lengths=(14, 9, 11), env_id=None, ch
         observation_shape=shape,
         observation_dtype="uint8" if kind == "pixels" else "float32",
         action_dim=5,
-        render_profile="official" if kind == "pixels" else None,
+        render_profile=render_profile if kind == "pixels" else None,
         goals=["task1"],
         chunk=chunk,
     ) as writer:

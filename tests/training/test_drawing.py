@@ -13,6 +13,7 @@ from deflow_vision.training import restore, setup
 from deflow_vision.training.drawing import check_drawing
 from deflow_vision.training.loop import train
 from deflow_vision.training.run_folder import find_dataset
+from tests.training.conftest import write_task_store
 
 
 class Pool:
@@ -120,12 +121,16 @@ def test_training_evaluates_at_the_resolution_of_its_dataset(tmp_path, configure
 
 
 @pytest.mark.usefixtures("asked")
-def test_a_run_is_evaluated_again_at_its_resolution(tmp_path, configure):
-    run = tmp_path / "run"
-    train(configure("pixels", run))
-    with pytest.raises(PoolAsked) as caught:
+def test_a_policy_is_evaluated_in_frames_drawn_as_those_it_was_trained_on(tmp_path, configure):
+    path = str(write_task_store(tmp_path / "fast.zarr", "pixels", render_profile="fast"))
+    run = train(configure("pixels", tmp_path / "run", "--data.path", path))
+    with pytest.raises(PoolAsked) as in_training:
+        train(configure("pixels", tmp_path, "--data.path", path, "--eval.episodes", "1"))
+    with pytest.raises(PoolAsked) as again:
         restore.evaluate_run(run, tmp_path / "out", episodes=1, videos=0, num_envs=1)
-    assert caught.value.args[0]["resolution"] == 16
+    for caught in (in_training, again):
+        assert caught.value.args[0]["render_profile"] == "fast"
+        assert caught.value.args[0]["resolution"] == 16
 
 
 def test_where_nothing_can_draw_a_pixel_run_leaves_no_folder(tmp_path, configure, monkeypatch):
