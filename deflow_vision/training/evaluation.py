@@ -137,7 +137,7 @@ def _act(
     """Actions (n, A) for observations (n, ...), in calls of `ACT_ROWS` rows."""
     actions = []
     for start in range(0, len(observations), ACT_ROWS):
-        rows, generators = (part[start : start + ACT_ROWS] for part in (observations, noises))
+        rows, generators = observations[start : start + ACT_ROWS], noises[start : start + ACT_ROWS]
         missing = ACT_ROWS - len(rows)
         batch = np.concatenate([rows, rows[-1:].repeat(missing, axis=0)])
         # Those that fill up draw from generators of nobody's.
