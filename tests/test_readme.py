@@ -91,11 +91,41 @@ def test_a_command_of_a_manual_is_understood(
     CHECKS[program](arguments, tmp_path)
 
 
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings: small letters, no punctuation, hyphens for spaces."""
+    found: dict[str, int] = {}
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for heading in re.findall(r"^#+ +(.+?) *$", text, flags=re.MULTILINE):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)  # a link's text
+        slug = re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-")
+        found[slug] = found.get(slug, -1) + 1
+    return {f"{slug}-{i}" if i else slug for slug, count in found.items() for i in range(count + 1)}
+
+
+def broken_links(page: Path) -> list[str]:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if "://" not in link and not (
+            target.exists() and (not anchor or anchor in anchors(target))
+        ):
+            broken.append(link)
+    return broken
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_link_leads_to_a_file_of_the_repository(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
-    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
-    assert not missing
+def test_a_link_leads_to_a_file_of_the_repository_and_to_a_heading_of_it(page: Path) -> None:
+    assert not broken_links(page)
+
+
+def test_a_link_to_a_heading_that_is_not_there_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "a.md"
+    page.write_text(
+        "# The `data` layer, twice\n## Same\n## Same\n[a](#the-data-layer-twice) [b](a.md#same-1) "
+        "[c](#nothing) [d](b.md#same) [e](a.md#same-2) [f](https://x.org/#y)\n"
+    )
+    assert broken_links(page) == ["#nothing", "b.md#same", "a.md#same-2"]
 
 
 def test_the_tree_of_the_readme_exists() -> None:

@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from deflow_vision.datasets.drawable import advise_drawing
 from deflow_vision.datasets.schema import read_rows
 from deflow_vision.datasets.store import Split, Store, open_store
 from deflow_vision.types import UserError
@@ -44,7 +45,7 @@ def facts(store: Store) -> dict[str, str]:
         "observations": f"{_row(observations)}, {'pixels' if store.train.pixels else 'states'}",
         "frames": f"render profile {attributes['render_profile'] or 'unknown'}"
         if store.train.pixels
-        else _no_frames(store),
+        else f"none; {advise_drawing(store)}",
         "actions": _row(store.train.actions),
         "simulator states": ", ".join(store.train.side) or "none",
         "versions": _words(attributes["versions"]),
@@ -216,13 +217,7 @@ def _pixels(path: Path | str) -> Split:
     store = open_store(path)
     if store.train.pixels:
         return store.train
-    raise UserError(f"{path} has no frames to show: {_no_frames(store)}.")
-
-
-def _no_frames(store: Store) -> str:
-    if "qpos" in store.train.side:
-        return f"none, but `python scripts/data.py render {store.path}` draws them"
-    return "none, and no simulator states that they could be drawn from"
+    raise UserError(f"{path} has no frames to show: {advise_drawing(store)}.")
 
 
 def _spread(first: int, last: int, count: int) -> np.ndarray:

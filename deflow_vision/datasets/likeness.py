@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deflow_vision.datasets.render import Renderer, check_states
+from deflow_vision.datasets.drawable import advise_drawing, check_states
+from deflow_vision.datasets.render import Renderer
 from deflow_vision.datasets.schema import StoreError, read_rows
 from deflow_vision.datasets.store import Store, open_store
 from deflow_vision.envs.rendering import check_profile, worker_variables
@@ -127,8 +128,7 @@ def resolution_of(store: Store) -> int:
     """
     if not store.train.pixels:
         raise StoreError(
-            f"{store.path} holds states, which have no frames: `python scripts/data.py render "
-            f"{store.path}` makes a store of them that has."
+            f"{store.path} holds states, which have no frames: {advise_drawing(store)}."
         )
     height, width = store.train.observations.shape[1:3]
     if height != width:

@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 
 from deflow_vision.datasets.card import checksum
+from deflow_vision.datasets.drawable import check_states, visual_dataset
 from deflow_vision.datasets.episodes import Episode, write_episodes
 from deflow_vision.datasets.relabel import environment_of
 from deflow_vision.datasets.schema import ZSTD_LEVEL, read_rows
 from deflow_vision.datasets.store import (
-    Split,
-    Store,
-    StoreError,
     StoreWriter,
     open_store,
     refuse_existing,
@@ -30,7 +28,6 @@ from deflow_vision.datasets.workers import in_order, start_workers, versions
 from deflow_vision.envs.make import make_collection_env
 from deflow_vision.envs.rendering import check_frame, check_profile, worker_variables
 from deflow_vision.envs.states import draw_state, state_shapes
-from deflow_vision.tasks import resolve_dataset
 from deflow_vision.types import UserError
 
 RESOLUTION = 64
@@ -167,44 +164,3 @@ class Renderer:
     def close(self) -> None:
         """Free the OpenGL context."""
         self._env.close()
-
-
-def visual_dataset(store: Store) -> str:
-    """The pixel dataset of a store's environment: "visual-cube-double-play-v0" of its states.
-
-    Raises:
-        UserError: there is none.
-    """
-    have = str(store.attributes["env_id"])
-    try:
-        return resolve_dataset(have if have.startswith("visual-") else f"visual-{have}").dataset
-    except UserError:
-        raise UserError(
-            f"{store.path} holds {have}, of which OGBench has no pixel task: the datasets of its "
-            "cube, scene and puzzle environments can be drawn."
-        ) from None
-
-
-def check_states(store: Store, split: Split, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a split whose simulator states are missing, or those of another environment.
-
-    Args:
-        store: the store.
-        split: one of its splits.
-        shapes: what the environment's states consist of.
-
-    Raises:
-        StoreError: an array is missing or of another shape; the message names it.
-    """
-    for name, shape in shapes.items():
-        if name not in split.side:
-            raise StoreError(
-                f"{store.path} has no {split.name}/{name}: its states cannot be set in the "
-                "simulator. Convert the dataset's files with their simulator states, or collect it."
-            )
-        have = split.side[name].shape[1:]
-        if have != shape:
-            raise StoreError(
-                f"{store.path}: rows of {split.name}/{name} have the shape {have}, those of "
-                f"{store.attributes['env_id']} have {shape}. Is it another environment's?"
-            )

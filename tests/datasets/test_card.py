@@ -87,9 +87,9 @@ def test_the_card_says_where_the_data_come_from_and_how_large_they_are(path: Pat
     assert shown["frames"] == "render profile unknown"
 
 
-def test_the_card_of_states_says_how_to_draw_frames_of_them(tmp_path: Path) -> None:
-    path = write_store(tmp_path / "state.zarr", pixels=False)
-    assert f"`python scripts/data.py render {path}`" in facts(open_store(path))["frames"]
+def test_the_card_of_states_says_whether_frames_of_them_can_be_drawn(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "state.zarr", pixels=False, env_id="cube-single-play-v0")
+    assert facts(open_store(path))["frames"] == "none; without qvel they cannot be drawn"
 
 
 def test_equal_data_have_equal_checksums_and_other_data_another(tmp_path: Path) -> None:
@@ -145,9 +145,9 @@ def test_a_film_is_the_first_episode_thinned_where_it_is_long(tmp_path: Path) ->
     assert np.array_equal(film_frames(path, at_most=4), stored[::4])
 
 
-def test_states_have_no_frames_to_show_and_are_told_what_draws_some(tmp_path: Path) -> None:
-    path = write_store(tmp_path / "state.zarr", pixels=False)
-    with pytest.raises(UserError, match=r"no frames to show: .*data\.py render"):
+def test_states_have_no_frames_to_show_and_are_told_why(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "state.zarr", pixels=False, env_id="cube-single-play-v0")
+    with pytest.raises(UserError, match=r"no frames to show: without qvel they cannot be drawn"):
         sheet_frames(path)
 
 

@@ -14,6 +14,7 @@ import pytest
 from deflow_vision.datasets import likeness
 from deflow_vision.datasets import render as rendering
 from deflow_vision.datasets.card import checksum
+from deflow_vision.datasets.drawable import advise_drawing
 from deflow_vision.datasets.likeness import Likeness, compare, likeness_of, resolution_of
 from deflow_vision.datasets.render import Renderer, render
 from deflow_vision.datasets.store import StoreError, StoreWriter, open_store, verify
@@ -301,6 +302,24 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         render(path, tmp_path / "a.zarr", **arguments)
     assert [file.name for file in tmp_path.iterdir()] == ["source.zarr"]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "without", "advice"),
+    [
+        ("cube-single-play-v0", "", "`python scripts/data.py render {path}` draws them"),
+        ("cube-single-play-v0", "qvel", "without qvel they cannot be drawn"),
+        ("scene-play-v0", "", "without button_states they cannot be drawn"),
+        ("antmaze-large-navigate-v0", "", "OGBench has no pixel task of them"),
+        ("pen-human-v1", "", "OGBench has no pixel task of them"),
+    ],
+)
+def test_drawing_is_advised_only_where_it_is_possible(
+    tmp_path: Path, env_id: str, without: str, advice: str
+) -> None:
+    states = {name: rows for name, rows in states_of(11).items() if name != without}
+    path = write_states(tmp_path / "source.zarr", states, LENGTHS, env_id)
+    assert advise_drawing(open_store(path)) == advice.format(path=path)
 
 
 @pytest.mark.usefixtures("no_environment")

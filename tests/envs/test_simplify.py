@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deflow_vision.envs.make import make_collection_env
+from deflow_vision.envs.make import make_collection_env, make_oracles
 from deflow_vision.envs.pool import EnvPool
 from deflow_vision.envs.rendering import RENDER_PROFILES, Savings, worker_variables
 from deflow_vision.envs.simplify import ARM_MESHES, apply, cluster, draw_with
+from deflow_vision.envs.states import draw_state, state_shapes
 from deflow_vision.envs.worker import Worker
 from deflow_vision.types import UserError
 
@@ -73,8 +74,8 @@ def test_a_mesh_smaller_than_a_cell_keeps_one_face() -> None:
 class Caller:
     """In a worker: calls functions, so that several tests share the start of one process."""
 
-    def call(self, function: Callable[[], Any]) -> Any:
-        return function()
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
 
 
 @pytest.fixture(scope="module")
@@ -144,18 +145,26 @@ def test_physics_is_the_same_to_the_last_bit(worker: Worker) -> None:
     assert np.array_equal(official, fast)
 
 
-def first_frames() -> dict[str, np.ndarray]:
-    """The first observation of the same episode with each profile."""
-    frames = {}
+def oracle_frames(name: str) -> dict[str, np.ndarray]:
+    """What each profile draws of the state that an oracle comes to in 40 steps."""
+    env = make_collection_env(name)
+    observation, info = env.reset(seed=0)
+    oracle = make_oracles(env, name, "play")[info["privileged/target_task"]]
+    oracle.reset(observation, info)
+    for _ in range(40):
+        action = np.clip(oracle.select_action(observation, info), -1, 1)
+        observation, _, _, _, info = env.step(action)
+    state, frames = {key: info[key] for key in state_shapes(env)}, {}
     for profile in RENDER_PROFILES:
-        env = make_collection_env("visual-scene", render_profile=profile)
-        frames[profile] = env.reset(seed=0)[0].astype(float)
-        env.close()
+        drawing = make_collection_env(f"visual-{name}", render_profile=profile)
+        frames[profile] = draw_state(drawing, state).astype(float)
+        drawing.close()
     return frames
 
 
-def test_frames_are_like_the_official_ones(worker: Worker) -> None:
-    frames = worker.call("call", first_frames)
+@pytest.mark.parametrize("name", ["cube-double", "scene", "puzzle-3x3"])
+def test_frames_are_like_the_official_ones(worker: Worker, name: str) -> None:
+    frames = worker.call("call", oracle_frames, name)
     for profile, floor in {"fast": 38.0, "draft": 31.0}.items():
         error = np.square(frames[profile] - frames["official"]).mean()
         assert 10 * np.log10(255**2 / error) > floor
