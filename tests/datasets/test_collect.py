@@ -108,7 +108,7 @@ class Numbers:
             raise WorkerError("died")
         rng = np.random.default_rng([index, len(split)])
         states, actions, qpos = (rng.normal(size=(7, d)).astype("f4") for d in (3, 2, 21))
-        return Episode(states, actions, {"qpos": qpos})
+        return Episode(states, np.tanh(actions), {"qpos": qpos})
 
 
 @pytest.mark.usefixtures("known_goals")
