@@ -13,6 +13,7 @@ import zarr
 from zarr.codecs import BytesCodec, ZstdCodec
 
 from deflow_vision.datasets.schema import (
+    ACTION_BOUND,
     BLOCK_DIGESTS,
     FORMAT,
     MAX_CHUNK_BYTES,
@@ -39,7 +40,6 @@ _KINDS = {
     "rewards": ("float32 1-D",),
     "masks": ("float32 1-D",),
 }
-_ROUNDING = 1e-6  # by which actions may be beyond [-1, 1]
 _COLUMNS = ("observations", "actions", "episode_ends")
 _NAME = re.compile(
     rf"({'|'.join(SPLITS)})/({'|'.join([*_COLUMNS, *SIDE_DTYPES])}"
@@ -178,7 +178,7 @@ def _wrong_values(name: str, rows: np.ndarray) -> str | None:
         return "values that are not finite"
     if name.endswith("/masks") and not np.isin(rows, (0, 1)).all():
         return "masks other than 0 and 1"
-    if name.endswith("/actions") and np.abs(rows).max() > 1 + _ROUNDING:
+    if name.endswith("/actions") and np.abs(rows).max() > ACTION_BOUND:
         return "actions beyond [-1, 1]"
     return None
 

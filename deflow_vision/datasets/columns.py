@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numcodecs.zstd import Zstd
 
-from deflow_vision.datasets.schema import StoreError, block_file, create_array
+from deflow_vision.datasets.schema import ACTION_BOUND, StoreError, block_file, create_array
 
 ENDS = "episode_ends"
-_ACTION_BOUND = 1 + 1e-6  # float32's rounding of a scaled one
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,7 @@ def fit_episode(
         if len(rows) != length:
             raise StoreError(f"{name} has {len(rows)} rows in an episode of {length} states.")
     furthest = float(np.abs(fitted["actions"]).max(initial=0))
-    if furthest > _ACTION_BOUND:
+    if furthest > ACTION_BOUND:
         raise StoreError(
             f"actions up to {furthest:.7g} in size: a store holds them scaled to [-1, 1], "
             "2 * (action - low) / (high - low) - 1 with the bounds of the action space."

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
@@ -17,6 +17,8 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from deflow_vision.types import UserError
+
+_T = TypeVar("_T")
 
 FORMAT = "deflow-vision-store"
 VERSION = 1
@@ -28,6 +30,7 @@ SEAL = "attributes_digest"  # old stores have neither
 ZSTD_LEVEL = 3
 _CHUNK_BYTES = 3 << 18  # 64 frames of 64 x 64 x 3
 _MAX_CHUNK_ROWS = 4096
+ACTION_BOUND = 1 + 1e-6  # float32's rounding of an action that was scaled to [-1, 1]
 MAX_CHUNK_BYTES = 1 << 30  # that a reader takes
 _THREADS = 4  # that fetch and decode blocks at once; both leave Python's lock to others
 
@@ -204,14 +207,29 @@ def block_name(array: Any, number: int) -> str:
 
 def read_all(array: Any) -> np.ndarray:
     """The whole array in memory; raises like `read_rows`."""
-    rows, size = np.empty(array.shape, array.dtype), array.chunks[0]
+    rows = np.empty(array.shape, array.dtype)
 
-    def fill(start: int) -> None:
-        read_rows(array, start, min(start + size, len(rows)), rows[start : start + size])
+    def fill(start: int, stop: int) -> None:
+        read_rows(array, start, stop, rows[start:stop])
 
-    with ThreadPoolExecutor(reads_at_once(array)) as pool:
-        list(pool.map(fill, range(0, len(rows), size)))
+    map_blocks(fill, array)
     return rows
+
+
+def map_blocks(function: Callable[[int, int], _T], array: Any) -> list[_T]:
+    """Call `function` on the first row of each block of `array` and the one past its last.
+
+    Args:
+        function: called in several threads at once, as many as should read blocks.
+        array: a `zarr.Array` of a store.
+
+    Returns:
+        Its results, in the blocks' order.
+    """
+    count, size = int(array.shape[0]), int(array.chunks[0])
+    starts = range(0, count, size)
+    with ThreadPoolExecutor(reads_at_once(array)) as pool:
+        return list(pool.map(function, starts, (min(start + size, count) for start in starts)))
 
 
 def reads_at_once(array: Any) -> int:

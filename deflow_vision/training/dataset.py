@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from deflow_vision.config import DataConfig, TrainConfig
 from deflow_vision.datasets.address import locate
 from deflow_vision.datasets.block_cache import BlockCache
 from deflow_vision.datasets.likeness import resolution_of
-from deflow_vision.datasets.schema import read_rows, reads_at_once
+from deflow_vision.datasets.schema import map_blocks, read_rows
 from deflow_vision.datasets.store import Store, missing_message, open_store
 from deflow_vision.tasks import Task
 from deflow_vision.types import Spec, UserError
@@ -81,12 +80,10 @@ def value_range(array: Any) -> tuple[float, float]:
     Raises:
         StoreError: a damaged block.
     """
-    count, block = array.shape[0], array.chunks[0]
 
-    def read(start: int) -> tuple[float, float]:
-        values = read_rows(array, start, min(start + block, count))
+    def read(start: int, stop: int) -> tuple[float, float]:
+        values = read_rows(array, start, stop)
         return float(values.min()), float(values.max())
 
-    with ThreadPoolExecutor(reads_at_once(array)) as pool:
-        least, greatest = zip(*pool.map(read, range(0, count, block)), strict=True)
+    least, greatest = zip(*map_blocks(read, array), strict=True)
     return min(least), max(greatest)

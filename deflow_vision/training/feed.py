@@ -19,7 +19,7 @@ from torch import Tensor
 from deflow_vision.agents.base import Agent
 from deflow_vision.datasets.augment import Augmentation
 from deflow_vision.datasets.sampler import Sampler
-from deflow_vision.datasets.schema import read_rows, reads_at_once
+from deflow_vision.datasets.schema import map_blocks, read_rows
 from deflow_vision.datasets.threads import in_threads
 from deflow_vision.seeding import derive_seed
 from deflow_vision.types import Batch, FrameBatch
@@ -163,14 +163,11 @@ class ResidentFrames:
     def __init__(self, observations: Any, device: torch.device) -> None:
         dtype = torch.from_numpy(np.empty(0, observations.dtype)).dtype
         self._frames = torch.empty(observations.shape, dtype=dtype, device=device)
-        count, block = len(self._frames), observations.chunks[0]
 
-        def fill(start: int) -> None:
-            stop = min(start + block, count)
+        def fill(start: int, stop: int) -> None:
             self._frames[start:stop] = torch.from_numpy(read_rows(observations, start, stop))
 
-        with ThreadPoolExecutor(reads_at_once(observations)) as pool:
-            list(pool.map(fill, range(0, count, block)))
+        map_blocks(fill, observations)
 
     def __call__(self, states: Tensor) -> Tensor:
         """The frames (B, T, ...) of stored states (B, T)."""

@@ -47,7 +47,7 @@ def write(path: Path, **changes) -> Path:
         pytest.MonkeyPatch.context() as patch,
         StoreWriter(path, source="test", env_id="mine", seeds=0, **layout) as writer,
     ):
-        patch.setattr("deflow_vision.datasets.columns._ACTION_BOUND", np.inf)  # as writers were
+        patch.setattr("deflow_vision.datasets.columns.ACTION_BOUND", np.inf)  # as writers were
         writer.append_episode(
             "train",
             rng.integers(0, 256, (9, *layout["observation_shape"]), dtype=np.uint8),
