@@ -53,6 +53,14 @@ def assert_same_run(ours, theirs, step=6):
     assert episodes(ours) == episodes(theirs)
 
 
+def copy_of_run(run, copy):
+    """A folder as the run would have it there, to be cut back to an earlier moment."""
+    shutil.copytree(run, copy)
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace(str(run), str(copy)))
+    return copy
+
+
 @pytest.mark.parametrize("kind", ["state", "pixels", "own"])
 @pytest.mark.parametrize("residency", ["ram", "stream"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
@@ -67,11 +75,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
 def test_a_run_killed_after_its_checkpoint_goes_on_from_there(configure, tmp_path):
     whole = train(configure("state", tmp_path / "whole"))
-    killed = tmp_path / "killed"
-    shutil.copytree(whole, killed)
+    killed = copy_of_run(whole, tmp_path / "killed")
     shutil.rmtree(killed / "checkpoints" / "step_6")  # its rows up to step 6 are in the CSV still
-    text = (killed / "config.yaml").read_text()
-    (killed / "config.yaml").write_text(text.replace(str(whole), str(killed)))
     train(load(["--resume", str(killed)]))
     assert_same_run(whole, killed)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from deflow_vision.config import load
 from deflow_vision.training import checkpoint
 from deflow_vision.training.evaluation import Evaluator
 from deflow_vision.training.loop import train
-from tests.training.test_loop import assert_same_run
+from tests.training.test_loop import assert_same_run, copy_of_run
 
 
 def test_an_evaluation_that_fails_loses_no_update_and_comes_again(configure, tmp_path, monkeypatch):
@@ -32,10 +30,7 @@ def test_an_evaluation_that_fails_loses_no_update_and_comes_again(configure, tmp
 
 def test_a_run_killed_between_its_episodes_and_their_means_evaluates_once_more(configure, tmp_path):
     whole = train(configure("own", tmp_path / "whole"))
-    killed = tmp_path / "killed"
-    shutil.copytree(whole, killed)
-    text = (killed / "config.yaml").read_text()
-    (killed / "config.yaml").write_text(text.replace(str(whole), str(killed)))
+    killed = copy_of_run(whole, tmp_path / "killed")
     lines = (killed / "train.csv").read_text().splitlines(keepends=True)
     (killed / "train.csv").write_text("".join(lines[:-1]))
     train(load(["--resume", str(killed)]))
