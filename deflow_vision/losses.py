@@ -38,6 +38,35 @@ def td_target(
     return (rewards + discount * masks * next_values).detach()
 
 
+def expectile_loss(differences: Float[Tensor, " B"], expectile: float) -> Float[Tensor, ""]:
+    """mean_b |tau - 1(u < 0)| u^2, least where V is the tau-expectile of Q, u = Q - V.
+
+    Source: Kostrikov et al., "Offline Reinforcement Learning with Implicit Q-Learning"
+    (arXiv 2110.06169), eq. 5.
+
+    Args:
+        differences: u.
+        expectile: tau in (0, 1); above 1/2 it leans towards the greater Q.
+    """
+    weights = (differences >= 0).float() * (2 * expectile - 1) + (1 - expectile)
+    return (weights * differences.square()).mean()
+
+
+def awr_weights(
+    advantages: Float[Tensor, " B"], alpha: float, limit: float = 100.0
+) -> Float[Tensor, " B"]:
+    """min(exp(alpha (Q - V)), limit), constant for the gradient: advantage-weighted regression.
+
+    Source: Peng et al. (arXiv 1910.00177); the limit is IQL's.
+
+    Args:
+        advantages: Q - V, not normalised.
+        alpha: inverse temperature.
+        limit: the greatest weight.
+    """
+    return (alpha * advantages).exp().clamp(max=limit).detach()
+
+
 def global_mean(x: Tensor) -> Tensor:
     """The mean of x over the whole global batch, constant for the gradient.
 

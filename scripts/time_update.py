@@ -57,7 +57,7 @@ def main(
         for step in range(updates + 3):
             start = time.perf_counter()
             with torch.autocast(DEVICE.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
-                losses, _ = agent(batch, noises, step)
+                losses, _ = agent(batch, noises, agent.stage(step))
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(losses.values())).sum().backward()
             agent.update_targets(step)

@@ -16,12 +16,13 @@ PACKAGE = ROOT / "deflow_vision"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = {"types", "seeding", "tasks"}
-NUMERICS = {"flow", "losses"}
+NUMERICS = {"flow", "diffusion", "losses"}
 MAY_IMPORT = {
     "types": set(),
     "seeding": set(),
     "tasks": {"types"},
     "flow": GROUND,
+    "diffusion": GROUND,
     "losses": GROUND,
     "networks": GROUND | NUMERICS,
     "envs": GROUND,

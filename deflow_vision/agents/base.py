@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from deflow_vision.networks.encoders import EncoderConfig
-from deflow_vision.types import Batch, Spec
+from deflow_vision.types import Batch, Spec, UserError
 
 Losses = dict[str, Tensor]
 Metrics = dict[str, Tensor]
@@ -19,10 +20,45 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 """One generator for a whole batch, or one a row (evaluation: one an episode)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """Hyper-parameters that every method has."""
+
+    hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """Widths of the hidden layers of every network."""
+    lr: float = 3e-4
+    """Learning rate of the one Adam optimizer."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        check_at_least(self, 1, "hidden_dims")
+        check_between(self, 0, float("inf"), "lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorCriticConfig(AgentConfig):
+    """Hyper-parameters of methods with a critic."""
+
+    discount: float = 0.99
+    """gamma."""
+    num_critics: int = 2
+    """E: members of the critic ensemble."""
+    tau: float = 0.005
+    """Share of the online critic mixed into its target at each update."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        super().__post_init__()
+        check_between(self, 0, 1, "discount")
+        check_at_least(self, 1, "num_critics")
+        if not 0 < self.tau <= 1:
+            raise UserError(f"tau is {self.tau}, must lie in (0, 1]")
+
+
 class Agent(nn.Module, ABC):
     """A policy and its losses as one module.
 
-    Training calls `agent(batch, noises, step)` and nothing else, since data-parallel wrappers and
+    Training calls `agent(batch, noises, stage)` and nothing else, since data-parallel wrappers and
     autocast act on `forward` alone; it is deterministic, all randomness comes in through `noises`.
     The loop sums the losses, calls backward once, calls `update_targets` and then steps its one
     optimizer: targets mix the parameters from before the step, as the reference does.
@@ -34,6 +70,8 @@ class Agent(nn.Module, ABC):
     """The frozen dataclass of hyper-parameters."""
     batch_fields: ClassVar[tuple[str, ...]] = ()
     """Optional fields of `Batch` that the losses need: "next_actions", "mc_returns"."""
+    staged: ClassVar[bool] = False
+    """Whether some updates leave parameters that learn without a gradient."""
 
     @abstractmethod
     def __init__(self, spec: Spec, config: Any, encoder_config: EncoderConfig) -> None:
@@ -46,14 +84,22 @@ class Agent(nn.Module, ABC):
         """Draw what `forward` needs for `batch_size` transitions, on the CPU."""
 
     @abstractmethod
-    def forward(self, batch: Batch, noises: Any, step: int) -> tuple[Losses, Metrics]:
+    def forward(self, batch: Batch, noises: Any, stage: Any = None) -> tuple[Losses, Metrics]:
         """The named losses of a batch, and detached metrics.
 
         Args:
             batch: B transitions on the device.
             noises: what `sample_noises` drew, on the device.
-            step: the number of updates done before this one.
+            stage: what `stage` says of this update.
         """
+
+    def stage(self, step: int) -> Any:
+        """What the losses depend on beside the batch, after `step` updates; nothing, for most.
+
+        A bool or a word where it decides which losses there are, so that each has a compiled graph
+        of its own; a tensor where it is a quantity.
+        """
+        return None
 
     @abstractmethod
     def act(
@@ -76,9 +122,49 @@ class Agent(nn.Module, ABC):
         """Move the slow copies; called after backward, before the optimizer's step."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups; by default one, of all that learns, at `config.lr`."""
+        """Optimizer groups; by default one, of all that learns, at `config.lr`.
+
+        Each has `params`, `lr` and `weight_decay` (decoupled from the gradient), and may have
+        `clip`, the greatest norm of its gradient, and `schedule`, the factor of `lr` by step.
+        """
         learning = [p for p in self.parameters() if p.requires_grad]
         return [{"params": learning, "lr": self.config.lr, "weight_decay": 0.0}]
+
+
+def detached(metrics: dict[str, Tensor]) -> Metrics:
+    """Metrics without their graphs."""
+    return {name: value.detach() for name, value in metrics.items()}
+
+
+def q_metrics(q: Tensor) -> Metrics:
+    """What every critic logs of Q (E, B) at the batch's own actions."""
+    return detached({"critic/q_mean": q.mean(), "critic/q_min": q.min(), "critic/q_max": q.max()})
+
+
+def check_between(config: Any, low: float, high: float, *names: str) -> None:
+    """Refuse fields of a configuration outside the open interval (low, high), NaN included.
+
+    Raises:
+        UserError: naming the field, its value and the interval.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not low < value < high:
+            within = f"be greater than {low}" if high == float("inf") else f"lie in ({low}, {high})"
+            raise UserError(f"{name} is {value}, must {within}")
+
+
+def check_at_least(config: Any, least: float, *names: str) -> None:
+    """Refuse fields of a configuration below `least`, NaN included; of a tuple, every number.
+
+    Raises:
+        UserError: naming the field, its value and the bound.
+    """
+    for name in names:
+        value = getattr(config, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(number >= least for number in numbers):
+            raise UserError(f"{name} is {value}, must be at least {least}")
 
 
 def frozen(module: nn.Module) -> Callable[..., Tensor]:
@@ -92,6 +178,12 @@ def frozen(module: nn.Module) -> Callable[..., Tensor]:
         return functional_call(module, constants, inputs)  # type: ignore[no-any-return]
 
     return call
+
+
+def best_of(actions: Tensor, q: Tensor) -> Tensor:
+    """For each state, the action with the greatest Q: actions (B, K, A), q (B, K) to (B, A)."""
+    best: Tensor = q.argmax(1)
+    return actions[torch.arange(len(actions), device=actions.device), best]
 
 
 def standard_normal(batch_size: int, dim: int, generator: Generators = None) -> Tensor:

@@ -12,23 +12,31 @@ Deviations from the reference:
     - With `use_lagrange` off, the penalty is alpha * D; the reference applies alpha twice.
     - A shared image encoder is the default; `encoder.sharing=separate` is the reference's form.
     - There is no `fix_bc_flow_online`: training is offline only.
-    - Of the reference's inference modes only the one that it uses, a single sample, is here.
+    - `inference=max_q` takes the proposal of the greatest Q; the reference, against its own
+      docstring, takes that of the least.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from deflow_vision.agents.base import (
+    ActorCriticConfig,
     Agent,
     Generators,
     Losses,
     Metrics,
+    best_of,
+    check_at_least,
+    detached,
     frozen,
+    q_metrics,
     standard_normal,
 )
 from deflow_vision.flow import euler_sample, flow_matching_loss
@@ -40,15 +48,13 @@ from deflow_vision.networks.encoders import EncoderConfig, ObservationEncoder
 from deflow_vision.types import Batch, Spec, UserError
 
 
-@dataclass(frozen=True)
-class DeFlowConfig:
+@dataclass(frozen=True, kw_only=True)
+class DeFlowConfig(ActorCriticConfig):
     """Hyper-parameters of DeFlow."""
 
     target_divergence: float | Literal["auto"] = 0.001
     """delta: the mean squared refinement, over samples and action dimensions, to hold. auto: what
     the dataset suggests, as `scripts/data.py suggest-delta` shows."""
-    discount: float = 0.99
-    """gamma."""
     q_agg: Aggregation = "mean"
     """How the target's ensemble is aggregated; the refinement always climbs the mean."""
     normalize_q_loss: bool = True
@@ -61,25 +67,27 @@ class DeFlowConfig:
     """Logarithm of the learned multiplier at the start."""
     flow_steps: int = 10
     """M: Euler steps of the base flow."""
-    hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    """Widths of the hidden layers of every network."""
-    num_critics: int = 2
-    """E: members of the critic ensemble."""
-    tau: float = 0.005
-    """Share of the online critic mixed into its target at each update."""
-    lr: float = 3e-4
-    """Learning rate of the one Adam optimizer."""
+    bc_flow_from: Path | None = None
+    """A run folder whose flow, of a `bc_flow` run say, is the base flow at the start."""
+    freeze_bc_flow: bool = False
+    """Keep the base flow, and the encoder it reads, as it is at the start."""
+    refine_base_action: bool = True
+    """f sees the base action; otherwise the state alone, as a residual policy would (ablation)."""
+    inference: Literal["sample", "max_q", "iterate"] = "sample"
+    """sample: one sample, as in the paper's tables. max_q: refine the base action with the greatest
+    Q of `num_proposals`. iterate: refine up to `num_iterations` times, and take the best by Q."""
+    num_proposals: int = 10
+    """Base actions of `max_q`."""
+    num_iterations: int = 5
+    """Refinements of `iterate`."""
 
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
+        super().__post_init__()
         if self.target_divergence != "auto" and not self.target_divergence > 0:
             raise UserError(f"target_divergence is {self.target_divergence}, must be positive")
-        if not 0 < self.discount < 1:
-            raise UserError(f"discount is {self.discount}, must lie in (0, 1)")
-        if not 0 < self.tau <= 1:
-            raise UserError(f"tau is {self.tau}, must lie in (0, 1]")
-        if min(self.flow_steps, self.num_critics, *self.hidden_dims) < 1:
-            raise UserError("flow_steps, num_critics and every hidden width must be at least 1")
+        check_at_least(self, 1, "flow_steps", "num_proposals", "num_iterations")
+        check_at_least(self, 0, "alpha")
 
 
 class DeFlowNoises(NamedTuple):
@@ -111,12 +119,20 @@ class DeFlow(Agent):
                 "target_divergence is auto: training puts the data's number in its place"
             )
         self.target_divergence = config.target_divergence
-        self.encoder = ObservationEncoder(spec, encoder_config, ("critic", "flow", "refinement"))
+        self.encoder = ObservationEncoder(
+            spec,
+            encoder_config,
+            heads=("critic", "flow", "refinement"),
+            gradients_from=("critic", "flow"),
+        )
         dims = (self.encoder.feature_dim, spec.action_dim, config.hidden_dims)
         self.critic = Critic(*dims, num_critics=config.num_critics)
         self.target_critic = ema_copy(self.critic)
         self.bc_flow = VelocityField(*dims)
         self.refinement = VelocityField(*dims, timed=False)
+        if config.freeze_bc_flow:
+            self.bc_flow.requires_grad_(False)
+            self.encoder.freeze_copy("flow")
         if config.use_lagrange:
             self.log_alpha = nn.Parameter(torch.tensor(config.initial_log_alpha))
 
@@ -130,22 +146,32 @@ class DeFlow(Agent):
             base_action=standard_normal(batch_size, dim, generator),
         )
 
-    def forward(self, batch: Batch, noises: DeFlowNoises, step: int) -> tuple[Losses, Metrics]:
+    def load_bc_flow(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin from the flow of another agent, and from the encoder that it reads.
+
+        Args:
+            weights: that agent's state, of the same networks and observations.
+        """
+        self.bc_flow.load_state_dict(_part(weights, "bc_flow."))
+        encoder = _part(weights, "encoder.encoders.flow.")
+        self.encoder.load("flow", encoder or _part(weights, "encoder.encoders.shared."))
+
+    def forward(
+        self, batch: Batch, noises: DeFlowNoises, stage: None = None
+    ) -> tuple[Losses, Metrics]:
         """All losses of one update: the critic's, the flow's, the refinement's, the multiplier's.
 
         Args:
             batch: B transitions.
             noises: the draws for them.
-            step: unused; every loss is on from the first update.
+            stage: nothing; every loss is on from the first update.
         """
         features = self.encoder(batch.observations)
         critic_loss, critic_metrics = self.critic_loss(batch, features, noises)
         actor_losses, actor_metrics = self.actor_loss(features, noises)
-        losses = {
-            "critic/loss": critic_loss,
-            "flow/loss": self.flow_loss(batch, features, noises),
-            **actor_losses,
-        }
+        losses = {"critic/loss": critic_loss, **actor_losses}
+        if not self.config.freeze_bc_flow:
+            losses["flow/loss"] = self.flow_loss(batch, features, noises)
         return losses, {**critic_metrics, **actor_metrics}
 
     def critic_loss(
@@ -160,8 +186,7 @@ class DeFlow(Agent):
             next_values = aggregate_q(next_q, self.config.q_agg)
             target_q = td_target(batch.rewards, batch.masks, next_values, self.config.discount)
         q = self.critic(features["critic"], batch.actions)  # (E, B)
-        metrics = {"critic/q_mean": q.mean(), "critic/q_min": q.min(), "critic/q_max": q.max()}
-        return (q - target_q).square().mean(), _detached(metrics)
+        return (q - target_q).square().mean(), q_metrics(q)
 
     def flow_loss(self, batch: Batch, features: dict[str, Tensor], noises: DeFlowNoises) -> Tensor:
         """The flow-matching loss of v on the data's actions; nothing else trains v."""
@@ -195,17 +220,36 @@ class DeFlow(Agent):
             alpha = torch.full_like(divergence, config.alpha)
         losses["actor/penalty"] = alpha.detach() * divergence
         metrics = {"actor/divergence": divergence, "actor/q": q.mean(), "alpha/value": alpha}
-        return losses, _detached(metrics)
+        return losses, detached(metrics)
 
     @torch.no_grad()
     def act(
         self, observations: Tensor, *, explore: bool = False, generator: Generators = None
     ) -> Tensor:
-        """One sample pi(s, z) a row; the same when exploring, the policy being stochastic."""
-        features = self.encoder(observations, heads=("flow", "refinement"))
-        noises = standard_normal(len(observations), self.spec.action_dim, generator)
-        actions, _ = self.policy(features, noises.to(observations.device))
-        return actions
+        """One sample pi(s, z) a row, unless `inference` asks for more; exploring is no different."""
+        heads = ("flow", "refinement") if self.config.inference == "sample" else None
+        features = self.encoder(observations, heads)
+        proposals = self.config.num_proposals if self.config.inference == "max_q" else 1
+        dim = self.spec.action_dim
+        noises = standard_normal(len(observations), proposals * dim, generator)
+        noises = noises.to(observations.device).view(-1, dim)  # (B K, A)
+        flow_features = features["flow"].repeat_interleave(proposals, 0)
+        candidates = self.base_actions(flow_features, noises).view(-1, proposals, dim)
+        path = [self._best(features, candidates)]
+        for _ in range(self.config.num_iterations if self.config.inference == "iterate" else 1):
+            path.append(self.refine(features["refinement"], path[-1])[0])
+        if self.config.inference == "iterate":
+            return self._best(features, torch.stack(path, dim=1))
+        return path[-1]
+
+    def _best(self, features: dict[str, Tensor], candidates: Tensor) -> Tensor:
+        """Of `candidates` (B, K, A), those with the greatest mean Q, (B, A)."""
+        batch_size, num_candidates, dim = candidates.shape
+        if num_candidates == 1:
+            return candidates[:, 0]
+        repeated = features["critic"].repeat_interleave(num_candidates, 0)
+        q = self.critic(repeated, candidates.reshape(-1, dim)).mean(0)
+        return best_of(candidates, q.view(batch_size, num_candidates))
 
     def policy(self, features: dict[str, Tensor], noises: Tensor) -> tuple[Tensor, Tensor]:
         """pi(s, z) = clip(mu(s, z) + f(s, mu(s, z))).
@@ -217,9 +261,13 @@ class DeFlow(Agent):
         Returns:
             Actions in [-1, 1] and the displacements f, (B, A) each; gradients reach f alone.
         """
-        base_actions = self.base_actions(features["flow"], noises)
-        displacements = self.refinement(features["refinement"], base_actions)
-        return (base_actions + displacements).clamp(-1, 1), displacements
+        return self.refine(features["refinement"], self.base_actions(features["flow"], noises))
+
+    def refine(self, features: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """clip(a + f(s, a)) and f(s, a), (B, A) each; f(s) where f is not to see the action."""
+        seen = actions if self.config.refine_base_action else torch.zeros_like(actions)
+        displacements = self.refinement(features, seen)
+        return (actions + displacements).clamp(-1, 1), displacements
 
     @torch.no_grad()
     def base_actions(self, features: Tensor, noises: Tensor) -> Tensor:
@@ -237,8 +285,9 @@ class DeFlow(Agent):
     def update_targets(self, step: int) -> None:
         """Mix the critic, and the encoder it reads, into their slow copies."""
         ema_update(self.target_critic, self.critic, self.config.tau)
-        self.encoder.update_target(self.config.tau)
+        self.encoder.update_targets(self.config.tau)
 
 
-def _detached(metrics: dict[str, Any]) -> Metrics:
-    return {name: value.detach() for name, value in metrics.items()}
+def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights of one module, under its own names."""
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}

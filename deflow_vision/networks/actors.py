@@ -51,3 +51,33 @@ class VelocityField(nn.Module):
         """
         inputs = [features, actions] if times is None else [features, actions, times.unsqueeze(-1)]
         return self.mlp(torch.cat(inputs, dim=-1))  # type: ignore[no-any-return]
+
+
+class GaussianActor(nn.Module):
+    """The mean of N(mean(z), I) over actions; squashed by tanh, a deterministic policy.
+
+    The last layer starts ten times smaller than Xavier's, so that the first actions are near 0.
+
+    Args:
+        feature_dim: D.
+        action_dim: A.
+        hidden_dims: widths of the hidden layers.
+        squashed: whether the mean is tanh of the last layer, in (-1, 1).
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int],
+        *,
+        squashed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.mlp = MLP(feature_dim, hidden_dims, action_dim, out_gain=0.1)
+        self.squashed = squashed
+
+    def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B A"]:
+        """The means, of z = encoder(s)."""
+        means: Tensor = self.mlp(features)
+        return means.tanh() if self.squashed else means

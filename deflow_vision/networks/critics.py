@@ -8,25 +8,39 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deflow_vision.networks.mlp import EnsembleMLP
+from deflow_vision.networks.mlp import MLP, Activation, EnsembleMLP, gelu
 
 
 class Critic(nn.Module):
-    """Q_i(z, a), i = 1..E: independent members, LayerNorm on, on the same features.
+    """Q_i(z, a), i = 1..E: independent members on the same features.
 
     Args:
         feature_dim: D.
         action_dim: A.
         hidden_dims: widths of the hidden layers.
         num_critics: E.
+        layer_norm: normalise after each activation.
+        activation: in place of GELU.
     """
 
     def __init__(
-        self, feature_dim: int, action_dim: int, hidden_dims: Sequence[int], num_critics: int = 2
+        self,
+        feature_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int],
+        num_critics: int = 2,
+        *,
+        layer_norm: bool = True,
+        activation: Activation = gelu,
     ) -> None:
         super().__init__()
         self.mlp = EnsembleMLP(
-            num_critics, feature_dim + action_dim, hidden_dims, 1, layer_norm=True
+            num_critics,
+            feature_dim + action_dim,
+            hidden_dims,
+            1,
+            layer_norm=layer_norm,
+            activation=activation,
         )
 
     def forward(
@@ -40,3 +54,20 @@ class Critic(nn.Module):
         """
         values: Tensor = self.mlp(torch.cat([features, actions], dim=-1))  # (E, B, 1)
         return values.squeeze(-1)
+
+
+class Value(nn.Module):
+    """V(z), LayerNorm on.
+
+    Args:
+        feature_dim: D.
+        hidden_dims: widths of the hidden layers.
+    """
+
+    def __init__(self, feature_dim: int, hidden_dims: Sequence[int]) -> None:
+        super().__init__()
+        self.mlp = MLP(feature_dim, hidden_dims, 1, layer_norm=True)
+
+    def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+        """The value of each state, of z = encoder(s)."""
+        return self.mlp(features).squeeze(-1)  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ losses train the encoder; state tasks pass through the identity on the same path
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,9 @@ class EncoderConfig:
     impala_large, impala_debug, or timm:<model>."""
     sharing: Literal["shared", "separate"] = "shared"
     """shared: one encoder for all heads. separate: one a head, as the reference code has it."""
-    gradients_from: tuple[str, ...] = ("critic", "flow")
-    """The heads whose losses train a shared encoder; the others get its features detached."""
+    gradients_from: tuple[str, ...] | None = None
+    """The heads whose losses train a shared encoder; the others get its features detached. By
+    default those that learn a value or the data's actions, not those that only climb Q."""
     weights: Path | None = None
     """A local safetensors file of pretrained weights, for timm models."""
     freeze: bool = False
@@ -99,32 +100,46 @@ class ObservationEncoder(nn.Module):
 
     Shared: an observation is encoded once; the heads in `gradients_from` get the features with
     their graph, the others get them detached. Separate: one encoder a head, each trained by its own
-    head alone. The target critic reads an EMA copy of the critic's encoder either way.
+    head alone. Target networks read EMA copies of their heads' encoders either way.
 
     Args:
         spec: what observations look like.
         config: which encoder, shared by whom.
-        heads: names of the heads, "critic" among them.
+        heads: names of the heads.
+        gradients_from: those that train a shared encoder, unless `config` names others.
+        targets: heads with a target network; a shared encoder has one EMA copy for all of them.
 
     Raises:
-        UserError: `gradients_from` names a head that the agent does not have.
+        UserError: `config.gradients_from` names a head that the agent does not have.
     """
 
-    def __init__(self, spec: Spec, config: EncoderConfig, heads: Sequence[str]) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        config: EncoderConfig,
+        heads: Sequence[str],
+        *,
+        gradients_from: Sequence[str],
+        targets: Sequence[str] = ("critic",),
+    ) -> None:
         super().__init__()
-        if unknown := set(config.gradients_from) - set(heads):
+        if unknown := set(config.gradients_from or ()) - set(heads):
             raise UserError(
                 f"encoder.gradients_from names {sorted(unknown)}; this agent's heads are "
                 f"{', '.join(heads)}"
             )
         self.heads = tuple(heads)
         self.shared = config.sharing == "shared"
-        self.gradients_from = config.gradients_from
+        self.gradients_from = tuple(
+            gradients_from if config.gradients_from is None else config.gradients_from
+        )
         self.encoders = nn.ModuleDict(
             {name: make_encoder(spec, config) for name in (["shared"] if self.shared else heads)}
         )
-        self.target = ema_copy(self._of("critic"))
-        self.feature_dim = int(self._of("critic").feature_dim)  # type: ignore[arg-type]
+        self.targets = nn.ModuleDict(
+            {name: ema_copy(self.encoders[name]) for name in dict.fromkeys(map(self._key, targets))}
+        )
+        self.feature_dim = int(self.encoders[self._key(heads[0])].feature_dim)  # type: ignore[arg-type]
 
     def forward(
         self, observations: Tensor, heads: Sequence[str] | None = None
@@ -136,21 +151,36 @@ class ObservationEncoder(nn.Module):
             heads: the heads that are needed; all of them by default.
         """
         heads = self.heads if heads is None else heads
-        if not self.shared:
-            return {head: self.encoders[head](observations) for head in heads}
-        features = self.encoders["shared"](observations)
+        found = {
+            name: self.encoders[name](observations) for name in dict.fromkeys(map(self._key, heads))
+        }
         return {
-            head: features if head in self.gradients_from else features.detach() for head in heads
+            head: found[self._key(head)]
+            if self._key(head) != "shared" or head in self.gradients_from
+            else found["shared"].detach()
+            for head in heads
         }
 
     @torch.no_grad()
-    def encode_target(self, observations: Tensor) -> Tensor:
-        """Features (B, D) for the target critic."""
-        return self.target(observations)  # type: ignore[no-any-return]
+    def encode_target(self, observations: Tensor, head: str = "critic") -> Tensor:
+        """Features (B, D) for a head's target network."""
+        return self.targets[self._key(head)](observations)  # type: ignore[no-any-return]
 
-    def update_target(self, tau: float) -> None:
-        """Mix the critic's encoder into its EMA copy."""
-        ema_update(self.target, self._of("critic"), tau)
+    def update_targets(self, tau: float) -> None:
+        """Mix the encoders into their EMA copies."""
+        for name, target in self.targets.items():
+            ema_update(target, self.encoders[name], tau)
 
-    def _of(self, head: str) -> nn.Module:
-        return self.encoders["shared" if self.shared else head]
+    def freeze_copy(self, head: str) -> None:
+        """Give a head an encoder of its own that nothing trains, equal to the one it reads now."""
+        self.encoders[head] = ema_copy(self.encoders[self._key(head)])
+
+    def load(self, head: str, weights: Mapping[str, Tensor]) -> None:
+        """Put another run's weights into the encoder that a head reads, and into its EMA copy."""
+        name = self._key(head)
+        self.encoders[name].load_state_dict(weights)
+        if name in self.targets:
+            self.targets[name].load_state_dict(weights)
+
+    def _key(self, head: str) -> str:
+        return head if head in self.encoders else "shared"

@@ -1,13 +1,13 @@
 """Multilayer perceptrons as the reference builds them (FQL, OGBench).
 
-Each hidden layer is Dense -> GELU in its tanh approximation -> LayerNorm (eps 1e-6) where asked;
-kernels are Xavier uniform, biases zero. Under autocast the trunk runs in bfloat16 and the last
+Each hidden layer is Dense -> GELU in its tanh approximation -> LayerNorm (eps 1e-6) where asked
+(methods from elsewhere have another activation); kernels are Xavier uniform, biases zero. Under autocast the trunk runs in bfloat16 and the last
 layer in float32: in bfloat16 a Q of -97.3 would become -97.5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 
@@ -16,6 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-6
+
+
+Activation = Callable[[Tensor], Tensor]
+"""An elementwise function."""
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -54,6 +58,8 @@ class MLP(nn.Module):
         hidden_dims: widths of the hidden layers.
         out_dim: width of the output.
         layer_norm: normalise after each activation.
+        activation: in place of GELU.
+        out_gain: what the last layer's initial kernel is multiplied by.
     """
 
     def __init__(
@@ -63,8 +69,11 @@ class MLP(nn.Module):
         out_dim: int,
         *,
         layer_norm: bool = False,
+        activation: Activation = gelu,
+        out_gain: float = 1.0,
     ) -> None:
         super().__init__()
+        self.activation = activation
         widths = [in_dim, *hidden_dims]
         self.hidden = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(
@@ -73,13 +82,14 @@ class MLP(nn.Module):
         )
         self.out = nn.Linear(widths[-1], out_dim)
         for layer in [*self.hidden, self.out]:
-            nn.init.xavier_uniform_(layer.weight)
+            nn.init.xavier_uniform_(layer.weight, gain=out_gain if layer is self.out else 1.0)
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in_dim) to (..., out_dim) float32."""
         for layer, norm in zip(self.hidden, self.norms, strict=True):
-            x = norm(linear_gelu(x, layer))
+            fused = self.activation is gelu
+            x = norm(linear_gelu(x, layer) if fused else self.activation(layer(x)))
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.float(), self.out.weight, self.out.bias)
 
@@ -93,6 +103,7 @@ class EnsembleMLP(nn.Module):
         hidden_dims: widths of the hidden layers.
         out_dim: width of the output.
         layer_norm: normalise after each activation, with a scale and a shift a member.
+        activation: in place of GELU.
     """
 
     def __init__(
@@ -103,8 +114,10 @@ class EnsembleMLP(nn.Module):
         out_dim: int,
         *,
         layer_norm: bool = False,
+        activation: Activation = gelu,
     ) -> None:
         super().__init__()
+        self.activation = activation
         widths = [in_dim, *hidden_dims, out_dim]
         self.weights = nn.ParameterList(
             _stacked_xavier(num_members, i, o) for i, o in pairwise(widths)
@@ -119,7 +132,7 @@ class EnsembleMLP(nn.Module):
         """Map x (B, in_dim), the same for all members, to (E, B, out_dim) float32."""
         x = x.expand(self.num_members, *x.shape)
         for i in range(len(self.weights) - 1):
-            x = gelu(torch.baddbmm(self.biases[i], x, self.weights[i]))
+            x = self.activation(torch.baddbmm(self.biases[i], x, self.weights[i]))
             if self.norm_scales:
                 x = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
                 x = torch.addcmul(self.norm_shifts[i], x, self.norm_scales[i])

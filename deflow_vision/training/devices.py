@@ -8,8 +8,9 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 
+from deflow_vision.agents import AGENTS
 from deflow_vision.config import TrainConfig, resolve_mixed_precision
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     )
     if precision == "bf16" and not has_bf16:
         log.warning("this device emulates bfloat16: float32 (--mixed-precision no) is much faster")
-    accelerator = Accelerator(mixed_precision=precision)
+    partial = DistributedDataParallelKwargs(find_unused_parameters=AGENTS[config.algo].staged)
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[partial])
     if accelerator.device.type == "cpu":
         # The launcher sets OMP_NUM_THREADS=1, which would leave all other cores idle.
         shared = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

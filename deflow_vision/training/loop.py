@@ -1,6 +1,6 @@
 """The training loop: one function for every algorithm, which it never names.
 
-Each step: save if due, evaluate if due, take batch k, `agent(batch, noises, k)`, one backward of
+Each step: save if due, evaluate if due, take batch k, `agent(batch, noises, stage)`, one backward of
 the summed losses, `update_targets`, one optimizer step, log if due. The loop comes round once more
 than there are updates, so that the last agent is saved and evaluated.
 """
@@ -21,6 +21,7 @@ from deflow_vision.config import TrainConfig
 from deflow_vision.networks.timm_encoder import TimmEncoder
 from deflow_vision.seeding import derive_seed
 from deflow_vision.training import checkpoint
+from deflow_vision.training.begin import begin_from
 from deflow_vision.training.feed import Feed
 from deflow_vision.training.logger import is_evaluated
 from deflow_vision.training.setup import Setup, prepare
@@ -61,7 +62,6 @@ def _train(setup: Setup) -> Path:
     pool = setup.pool()
     setup.open_run_folder()  # nothing is written before all of the above has succeeded
     wrapped, wrapped_optimizer = accelerator.prepare(agent, optimizer)
-    clip = max((group.get("clip", 0.0) for group in agent.parameter_groups()), default=0.0)
     feed = setup.feed(agent, "train")
     val_feed = setup.feed(agent, "val") if setup.validates else None
     logger = setup.logger()
@@ -78,7 +78,7 @@ def _train(setup: Setup) -> Path:
                 accelerator.wait_for_everyone()
             known = loaded and evaluated
             if not known and _due(step, config.eval.every, last, at_start=config.eval.at_start):
-                metrics = validate(wrapped, val_feed, setup)
+                metrics = validate(wrapped, val_feed, setup, agent.stage(step))
                 if evaluator is not None:
                     metrics |= evaluator(agent, step)
                 if logger is not None and metrics:
@@ -90,11 +90,14 @@ def _train(setup: Setup) -> Path:
                 break
 
             batch, noises = feed(step)
-            losses, metrics = wrapped(batch, noises, step)
+            losses, metrics = wrapped(batch, noises, agent.stage(step))
             wrapped_optimizer.zero_grad(set_to_none=True)
             accelerator.backward(torch.stack(list(losses.values())).sum())
-            if clip:
-                accelerator.clip_grad_norm_(agent.parameters(), clip)
+            for group in optimizer.param_groups:
+                if "clip" in group:
+                    accelerator.clip_grad_norm_(group["params"], group["clip"])
+                if "schedule" in group:
+                    group["lr"] = group["initial_lr"] * group["schedule"](step)
             agent.update_targets(step)
             wrapped_optimizer.step()
 
@@ -116,19 +119,27 @@ def make_agent(setup: Setup) -> Agent:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "initialisation"))
         agent = AGENTS[config.algo](setup.spec, config.agent, config.encoder)
+    if setup.resume_from is None:
+        begin_from(agent, config)
     for module in agent.modules():
         if isinstance(module, TimmEncoder):
             module.check_trainable()
     return agent.to(setup.accelerator.device)
 
 
-def make_optimizer(agent: Agent) -> torch.optim.Adam:
-    """The one Adam over all that learns, with the reference's betas and epsilon."""
-    return torch.optim.Adam(agent.parameter_groups(), betas=(0.9, 0.999), eps=1e-8, fused=True)
+def make_optimizer(agent: Agent) -> torch.optim.AdamW:
+    """The one Adam over all that learns, with the reference's betas and epsilon.
+
+    AdamW without weight decay is Adam; the groups that want decay have it.
+    """
+    groups = [{**group, "initial_lr": group["lr"]} for group in agent.parameter_groups()]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
 
 
 @torch.no_grad()
-def validate(agent: torch.nn.Module, feed: Feed | None, setup: Setup) -> dict[str, float]:
+def validate(
+    agent: torch.nn.Module, feed: Feed | None, setup: Setup, stage: Any
+) -> dict[str, float]:
     """Losses and metrics on the validation split, averaged over `eval.val_batches` batches.
 
     Nothing is chosen by them: they are logged, as the reference does.
@@ -138,7 +149,7 @@ def validate(agent: torch.nn.Module, feed: Feed | None, setup: Setup) -> dict[st
     rows = []
     for index in range(setup.config.eval.val_batches):
         batch, noises = feed(index)
-        losses, metrics = agent(batch, noises, index)
+        losses, metrics = agent(batch, noises, stage)
         rows.append(gather_means({**losses, **metrics}, setup.accelerator))
     return {f"val/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 

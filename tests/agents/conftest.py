@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import pytest
 import torch
@@ -38,9 +39,27 @@ def make_batch(kind: str, seed: int = 0, size: int = B) -> Batch:
     )
 
 
+def traits(algo: str):
+    """What an algorithm's own test module says of it.
+
+    `ROUTES` always; where the defaults do not do, `SMALL` (settings that make it small and quick),
+    `STEPS` (steps that between them show each of its stages once) and `RATES` (how fast slow copies
+    move, by the beginning of their names, where that is not `tau`).
+    """
+    return importlib.import_module(f"tests.agents.test_{algo}")
+
+
+def small_settings(algo: str):
+    return {"hidden_dims": (11, 13), **getattr(traits(algo), "SMALL", {})}
+
+
+def stages(agent, algo: str):
+    return [agent.stage(step) for step in getattr(traits(algo), "STEPS", (0,))]
+
+
 def make_agent(kind: str, sharing: str = "shared", algo: str = "deflow", encoder=None, **changes):
     torch.manual_seed(0)
-    config = dataclasses.replace(AGENTS[algo].Config(), hidden_dims=(11, 13), **changes)
+    config = dataclasses.replace(AGENTS[algo].Config(), **small_settings(algo) | changes)
     name = "impala_debug" if kind == "pixels" else "identity"
     encoder = encoder or {}
     return AGENTS[algo](SPECS[kind], config, EncoderConfig(name=name, sharing=sharing, **encoder))

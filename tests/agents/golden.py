@@ -17,7 +17,7 @@ ENCODERS = {
     "modules_critic/encoder": "encoder.encoders.critic",
     "modules_actor_bc_flow_encoder": "encoder.encoders.flow",
     "modules_refine_onestep_flow/encoder": "encoder.encoders.refinement",
-    "modules_target_critic/encoder": "encoder.target",
+    "modules_target_critic/encoder": "encoder.targets.critic",
 }
 TRUNKS = {
     "modules_actor_bc_flow/mlp": "bc_flow.mlp",

@@ -9,58 +9,29 @@ from deflow_vision.agents.deflow import DeFlowConfig
 from deflow_vision.networks.encoders import EncoderConfig, ObservationEncoder
 from deflow_vision.types import UserError
 from tests.agents.conftest import SPECS, make_agent, make_batch, make_noises
+from tests.agents.test_contract import trained
 
-NETWORKS = ("critic", "target_critic", "bc_flow", "refinement", "log_alpha")
-TRAINED_BY = {
-    "critic/loss": {"critic"},
-    "flow/loss": {"bc_flow"},
-    "actor/q_loss": {"refinement"},
-    "actor/penalty": {"refinement"},
-    "alpha/loss": {"log_alpha"},
+ROUTES = {
+    "critic/loss": ({"critic"}, ("critic",)),
+    "flow/loss": ({"bc_flow"}, ("flow",)),
+    "actor/q_loss": ({"refinement"}, ("refinement",)),
+    "actor/penalty": ({"refinement"}, ("refinement",)),
+    "alpha/loss": ({"log_alpha"}, ()),
 }
-HEAD_OF = {
-    "critic/loss": "critic",
-    "flow/loss": "flow",
-    "actor/q_loss": "refinement",
-    "actor/penalty": "refinement",
-    "alpha/loss": None,
-}
-
-
-def trained_by(agent, kind, loss):
-    """Networks, and encoders as "encoder.<name>", that get a nonzero gradient of one loss."""
-    agent.zero_grad(set_to_none=True)
-    agent(make_batch(kind), make_noises(agent), 0)[0][loss].backward()
-    found = set()
-    for name, parameter in agent.named_parameters():
-        if parameter.grad is not None and parameter.grad.abs().max() > 0:
-            parts = name.split(".")
-            found.add(f"encoder.{parts[2]}" if parts[0] == "encoder" else parts[0])
-    return found
-
-
-@pytest.mark.parametrize("loss", TRAINED_BY)
-def test_each_loss_trains_its_own_network_and_encoder_alone(kind, sharing, loss):
-    expected = set(TRAINED_BY[loss])
-    head = HEAD_OF[loss]
-    if kind == "pixels" and head and sharing == "separate":
-        expected.add(f"encoder.{head}")
-    if kind == "pixels" and sharing == "shared" and head in ("critic", "flow"):
-        expected.add("encoder.shared")
-    assert trained_by(make_agent(kind, sharing), kind, loss) == expected
 
 
 @pytest.mark.parametrize("head", ["critic", "flow", "refinement"])
 def test_gradients_from_names_the_losses_that_train_a_shared_encoder(head):
     agent = make_agent("pixels", encoder={"gradients_from": (head,)})
-    for loss, of in HEAD_OF.items():
-        assert ("encoder.shared" in trained_by(agent, "pixels", loss)) == (of == head)
+    losses, _ = agent(make_batch("pixels"), make_noises(agent))
+    for loss, (_, heads) in ROUTES.items():
+        assert ("encoder.shared" in trained(agent, losses[loss])) == (head in heads)
 
 
 def test_a_frozen_encoder_is_trained_by_nothing():
     agent = make_agent("pixels", encoder={"freeze": True})
-    for loss in TRAINED_BY:
-        assert "encoder.shared" not in trained_by(agent, "pixels", loss)
+    for loss in agent(make_batch("pixels"), make_noises(agent))[0].values():
+        assert "encoder.shared" not in trained(agent, loss)
 
 
 def equal_pair(**encoder):
@@ -80,7 +51,7 @@ def equal_pair(**encoder):
 def test_three_equal_encoders_give_the_losses_of_a_shared_one():
     shared, separate = equal_pair()
     batch, noises = make_batch("pixels"), make_noises(shared)
-    ours, theirs = shared(batch, noises, 0)[0], separate(batch, noises, 0)[0]
+    ours, theirs = shared(batch, noises)[0], separate(batch, noises)[0]
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-7)
 
@@ -92,7 +63,7 @@ def test_a_shared_encoders_gradient_is_the_sum_over_its_heads(heads):
     shared, separate = equal_pair(gradients_from=heads)
     batch, noises = make_batch("pixels"), make_noises(shared)
     for agent in (shared, separate):
-        sum(agent(batch, noises, 0)[0].values()).backward()
+        sum(agent(batch, noises)[0].values()).backward()
     for name, parameter in shared.encoder.encoders["shared"].named_parameters():
         total = sum(separate.encoder.encoders[h].get_parameter(name).grad for h in heads)
         torch.testing.assert_close(parameter.grad, total, rtol=1e-4, atol=1e-6)
@@ -114,7 +85,7 @@ def test_without_refinement_the_policy_is_the_base_flow(kind):
 @pytest.mark.parametrize(("delta", "sign"), [(1e-6, 1), (1e3, -1)])
 def test_the_multiplier_rises_while_the_divergence_exceeds_its_target(delta, sign):
     agent = make_agent("state", target_divergence=delta)
-    losses, metrics = agent(make_batch("state"), make_noises(agent), 0)
+    losses, metrics = agent(make_batch("state"), make_noises(agent))
     losses["alpha/loss"].backward()
     assert (metrics["actor/divergence"] > delta) == (sign > 0)
     assert torch.sign(-agent.log_alpha.grad) == sign  # descent moves against the gradient
@@ -125,13 +96,13 @@ def test_the_divergence_is_the_mean_square_before_clipping():
     with torch.no_grad():
         agent.refinement.mlp.out.weight.zero_()
         agent.refinement.mlp.out.bias.copy_(torch.tensor([3.0, 0.0, -4.0]))
-    _, metrics = agent(make_batch("state"), make_noises(agent), 0)
+    _, metrics = agent(make_batch("state"), make_noises(agent))
     assert metrics["actor/divergence"].item() == pytest.approx(25 / 3)
 
 
 def test_a_fixed_alpha_enters_the_penalty_once():
     agent = make_agent("state", use_lagrange=False, alpha=7.0)
-    losses, metrics = agent(make_batch("state"), make_noises(agent), 0)
+    losses, metrics = agent(make_batch("state"), make_noises(agent))
     expected = 7.0 * metrics["actor/divergence"].item()
     assert losses["actor/penalty"].item() == pytest.approx(expected)
     assert "alpha/loss" not in losses
@@ -140,11 +111,11 @@ def test_a_fixed_alpha_enters_the_penalty_once():
 def test_the_normaliser_makes_the_q_loss_independent_of_the_critics_scale():
     agent = make_agent("state")
     batch, noises = make_batch("state"), make_noises(agent)
-    before = agent(batch, noises, 0)[0]["actor/q_loss"]
+    before = agent(batch, noises)[0]["actor/q_loss"]
     with torch.no_grad():
         agent.critic.mlp.weights[-1].mul_(5)
         agent.critic.mlp.biases[-1].mul_(5)
-    torch.testing.assert_close(agent(batch, noises, 0)[0]["actor/q_loss"], before)
+    torch.testing.assert_close(agent(batch, noises)[0]["actor/q_loss"], before)
 
 
 def test_the_aggregation_does_not_matter_for_equal_members():
@@ -154,7 +125,7 @@ def test_the_aggregation_does_not_matter_for_equal_members():
         with torch.no_grad():
             for parameter in agent.target_critic.parameters():
                 parameter[1] = parameter[0]
-        losses.append(agent(make_batch("state"), make_noises(agent), 0)[0]["critic/loss"])
+        losses.append(agent(make_batch("state"), make_noises(agent))[0]["critic/loss"])
     torch.testing.assert_close(*losses)
 
 
@@ -164,7 +135,7 @@ def test_min_lowers_the_target_of_unequal_members():
     with torch.no_grad():
         for agent in agents:
             agent.target_critic.mlp.biases[-1][0] = 1e4  # mean: about 5,000; min: about 0
-    mean, least = (a(batch, make_noises(a), 0)[0]["critic/loss"] for a in agents)
+    mean, least = (a(batch, make_noises(a))[0]["critic/loss"] for a in agents)
     assert mean > 1e6 > least
 
 
@@ -174,7 +145,7 @@ def test_no_bootstrap_where_the_mask_is_zero():
     other = batch._replace(next_observations=batch.next_observations + 1)
     noises = make_noises(agent)
     assert torch.equal(
-        agent(batch, noises, 0)[0]["critic/loss"], agent(other, noises, 0)[0]["critic/loss"]
+        agent(batch, noises)[0]["critic/loss"], agent(other, noises)[0]["critic/loss"]
     )
 
 
@@ -187,7 +158,7 @@ def test_bfloat16_does_not_quantise_a_large_q(kind, sharing):
         agent.target_critic.mlp.biases[-1].fill_(-150.3)
     batch = make_batch(kind)
     with torch.autocast("cpu", torch.bfloat16):
-        losses, metrics = agent(batch, make_noises(agent), 0)
+        losses, metrics = agent(batch, make_noises(agent))
     assert metrics["critic/q_mean"].item() == pytest.approx(-150.3, abs=0.02)
     assert {value.dtype for value in (*losses.values(), *metrics.values())} == {torch.float32}
 
@@ -207,7 +178,8 @@ def test_the_target_critic_reads_a_slow_copy_of_the_critics_encoder(sharing):
     with torch.no_grad():
         source.dense.bias.fill_(1.0)
     agent.update_targets(0)
-    moved = agent.encoder.target.dense.bias
+    (target,) = agent.encoder.targets.values()
+    moved = target.dense.bias
     torch.testing.assert_close(moved, torch.full_like(moved, 0.005))
 
 
@@ -234,4 +206,6 @@ def test_a_divergence_left_to_the_data_must_be_a_number_before_there_is_an_agent
 def test_an_unknown_head_is_refused_by_name():
     config = EncoderConfig(gradients_from=("critic", "policy"))
     with pytest.raises(ValueError, match=r"policy.*critic, flow, refinement"):
-        ObservationEncoder(SPECS["state"], config, ("critic", "flow", "refinement"))
+        ObservationEncoder(
+            SPECS["state"], config, ("critic", "flow", "refinement"), gradients_from=("critic",)
+        )

@@ -1,0 +1,49 @@
+"""Agents that begin with networks of an earlier run."""
+
+from __future__ import annotations
+
+import logging
+
+from deflow_vision.agents.base import Agent
+from deflow_vision.config import TrainConfig
+from deflow_vision.training.restore import load_policy
+from deflow_vision.types import UserError
+
+log = logging.getLogger(__name__)
+
+
+def begin_from(agent: Agent, config: TrainConfig) -> None:
+    """Put the flow of the run that `agent.bc_flow_from` names into a new agent.
+
+    Args:
+        agent: the agent, before its first update.
+        config: its run.
+
+    Raises:
+        UserError: that run has no checkpoint or no flow, or one of other networks or observations.
+    """
+    source = getattr(config.agent, "bc_flow_from", None)
+    if source is None:
+        return
+    other, other_config, step = load_policy(source)
+    if not hasattr(other, "bc_flow"):
+        raise UserError(
+            f"{source} is a run of {other_config.algo}, which has no flow of the data's actions: "
+            "agent.bc_flow_from takes a run of bc_flow, deflow, fql or ifql."
+        )
+    theirs, ours = (
+        (a.spec.observation_shape, a.spec.action_dim, c.encoder.name)
+        for a, c in ((other, other_config), (agent, config))
+    )
+    if theirs != ours:
+        raise UserError(
+            f"{source} has observations, action dimensions and encoder {theirs}, this run {ours}: "
+            "they must be the same."
+        )
+    if other.config.hidden_dims != agent.config.hidden_dims:
+        raise UserError(
+            f"{source} has networks of {list(other.config.hidden_dims)}, this run of "
+            f"{list(agent.config.hidden_dims)}: pass --agent.hidden-dims as it has them."
+        )
+    agent.load_bc_flow(other.state_dict())  # type: ignore[operator]
+    log.info("base flow: of %s after %s updates", source, f"{step:,}")
