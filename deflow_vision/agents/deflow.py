@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -226,7 +226,7 @@ class DeFlow(Agent):
     def act(
         self, observations: Tensor, *, explore: bool = False, generator: Generators = None
     ) -> Tensor:
-        """One sample pi(s, z) a row, unless `inference` asks for more; exploring is no different."""
+        """One sample pi(s, z) a row, unless `inference` asks for more; the same when exploring."""
         heads = ("flow", "refinement") if self.config.inference == "sample" else None
         features = self.encoder(observations, heads)
         proposals = self.config.num_proposals if self.config.inference == "max_q" else 1

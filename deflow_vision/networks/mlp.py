@@ -1,8 +1,9 @@
 """Multilayer perceptrons as the reference builds them (FQL, OGBench).
 
 Each hidden layer is Dense -> GELU in its tanh approximation -> LayerNorm (eps 1e-6) where asked
-(methods from elsewhere have another activation); kernels are Xavier uniform, biases zero. Under autocast the trunk runs in bfloat16 and the last
-layer in float32: in bfloat16 a Q of -97.3 would become -97.5.
+(methods from elsewhere have another activation); kernels are Xavier uniform, biases zero. Under
+autocast the trunk runs in bfloat16 and the last layer in float32: in bfloat16 a Q of -97.3 would
+become -97.5.
 """
 
 from __future__ import annotations

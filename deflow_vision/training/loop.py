@@ -1,8 +1,8 @@
 """The training loop: one function for every algorithm, which it never names.
 
-Each step: save if due, evaluate if due, take batch k, `agent(batch, noises, stage)`, one backward of
-the summed losses, `update_targets`, one optimizer step, log if due. The loop comes round once more
-than there are updates, so that the last agent is saved and evaluated.
+Each step: save if due, evaluate if due, take batch k, `agent(batch, noises, stage)`, one backward
+of the summed losses, `update_targets`, one optimizer step, log if due. The loop comes round once
+more than there are updates, so that the last agent is saved and evaluated.
 """
 
 from __future__ import annotations
