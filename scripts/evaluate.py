@@ -29,12 +29,15 @@ class Arguments:
     """Another environment than the run's, as module:factory; by default the run's own."""
     render_profile: str | None = None
     """How frames are drawn: official, fast or draft; by default as in training."""
+    acting: tuple[str, ...] = ()
+    """Settings of how the agent acts, as key=value: inference=max_q num_proposals=32."""
 
 
 def main() -> None:
     import tyro
 
     args = tyro.cli(Arguments, description=__doc__)
+    from deflow_vision.config import parse_assignments
     from deflow_vision.training.restore import evaluate_run
     from deflow_vision.types import UserError
 
@@ -53,6 +56,7 @@ def main() -> None:
             device=args.device,
             env=args.env,
             render_profile=args.render_profile,
+            acting=parse_assignments(args.acting),
         )
     except (UserError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")

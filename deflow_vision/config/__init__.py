@@ -1,7 +1,14 @@
 """The configuration of a run: its schema, its YAML, and the command line that composes it."""
 
 from deflow_vision.config.command_line import compose, load
-from deflow_vision.config.layers import ConfigError, from_yaml, to_dict, to_yaml
+from deflow_vision.config.layers import (
+    ConfigError,
+    apply_layer,
+    from_yaml,
+    parse_assignments,
+    to_dict,
+    to_yaml,
+)
 from deflow_vision.config.schema import (
     CheckpointConfig,
     DataConfig,
@@ -19,10 +26,12 @@ __all__ = [
     "EvalConfig",
     "LogConfig",
     "TrainConfig",
+    "apply_layer",
     "compose",
     "default_run_dir",
     "from_yaml",
     "load",
+    "parse_assignments",
     "resolve_mixed_precision",
     "to_dict",
     "to_yaml",

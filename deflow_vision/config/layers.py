@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -69,6 +69,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict | None):
         raise ConfigError(f"{path}: holds a {type(values).__name__}, must be a mapping")
     return values or {}
+
+
+def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """A layer out of `key=value` words, each value as YAML reads it.
+
+    Raises:
+        ConfigError: a word has no `=`, or its value is not YAML.
+    """
+    layer = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} must be key=value, such as num_proposals=10")
+        try:
+            layer[key] = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{text!r}: not valid YAML: {error}") from error
+    return layer
 
 
 def apply_layer(config: T, layer: Mapping[str, Any], source: str, prefix: str = "") -> T:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from deflow_vision.agents import AGENTS
 from deflow_vision.agents.base import Agent
-from deflow_vision.config import TrainConfig, from_yaml
+from deflow_vision.config import TrainConfig, apply_layer, from_yaml
 from deflow_vision.envs.pool import EnvPool
 from deflow_vision.seeding import derive_seed
 from deflow_vision.tasks import check_own, resolve_task
@@ -33,7 +35,10 @@ log = logging.getLogger(__name__)
 
 
 def load_policy(
-    run_dir: Path, step: int | None = None, device: torch.device | str = "cpu"
+    run_dir: Path,
+    step: int | None = None,
+    device: torch.device | str = "cpu",
+    acting: Mapping[str, Any] | None = None,
 ) -> tuple[Agent, TrainConfig, int]:
     """Build the agent of a run with the weights of one of its checkpoints.
 
@@ -41,6 +46,8 @@ def load_policy(
         run_dir: the run folder; the dataset is not needed.
         step: which checkpoint; by default the newest.
         device: where the agent goes, such as "cuda:1".
+        acting: hyper-parameters of the agent to change, of how it acts; one that changes a network
+            does not fit the weights, which is an error.
 
     Returns:
         The agent, its run's configuration, and the updates it had.
@@ -51,6 +58,8 @@ def load_policy(
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"no run in {run_dir}: a run folder holds a config.yaml.")
     config, spec = from_yaml(run_dir / "config.yaml"), read_spec(run_dir)
+    if acting:
+        config = replace(config, agent=apply_layer(config.agent, acting, "--acting"))
     found = {c.step: c for c in checkpoint.checkpoints(run_dir)}
     if not found or (step is not None and step not in found):
         steps = ", ".join(map(str, found)) or "none"
@@ -77,6 +86,7 @@ def evaluate_run(
     device: torch.device | str = "cpu",
     env: str | None = None,
     render_profile: str | None = None,
+    acting: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint in the real environment, at its own episode length.
 
@@ -92,13 +102,14 @@ def evaluate_run(
         env: another environment than the run's, as `module:factory`.
         render_profile: how frames are drawn; by default as those that the run was trained on were.
             Another one than that is warned of where the policy sees them.
+        acting: hyper-parameters of how the agent acts, in place of the run's.
 
     Returns:
         Means over the episodes, as `eval/...`.
     """
     if episodes < 1 or num_envs < 1:
         raise UserError(f"{episodes} episodes in {num_envs} environments: both must be at least 1.")
-    agent, config, updates = load_policy(run_dir, step, device)
+    agent, config, updates = load_policy(run_dir, step, device, acting)
     env = env or config.env
     if env is not None:
         check_own(env)
@@ -140,6 +151,7 @@ def evaluate_run(
         "videos": videos,
         "num_envs": num_envs,
         "device": str(device),
+        "acting": dict(acting or {}),
     }
     record = {"arguments": arguments, "metrics": metrics, **describe_environment()}
     write_atomically(out_dir / "evaluation.json", json.dumps(record, indent=2) + "\n")

@@ -183,6 +183,72 @@ def test_the_target_critic_reads_a_slow_copy_of_the_critics_encoder(sharing):
     torch.testing.assert_close(moved, torch.full_like(moved, 0.005))
 
 
+def test_a_policy_of_the_state_alone_does_not_see_the_base_action():
+    agent = make_agent("state", refine_base_action=False)
+    features, seeds = torch.randn(7, 5), (1, 2)
+    moved = [agent.refine(features, make_noises(agent, seed).base_action)[1] for seed in seeds]
+    assert torch.equal(*moved)
+    other = make_agent("state")
+    moved = [other.refine(features, make_noises(other, seed).base_action)[1] for seed in seeds]
+    assert not torch.equal(*moved)
+
+
+def q_of(agent, observations, actions):
+    with torch.no_grad():
+        return agent.critic(agent.encoder(observations)["critic"], actions).mean(0)
+
+
+def test_max_q_refines_the_proposal_with_the_greatest_q(kind):
+    agent = make_agent(kind, inference="max_q", num_proposals=6)
+    observations, dim = make_batch(kind).observations, agent.spec.action_dim
+    acted = agent.act(observations, generator=torch.Generator().manual_seed(3))
+    noises = torch.randn(7, 6 * dim, generator=torch.Generator().manual_seed(3)).view(7, 6, dim)
+    with torch.no_grad():
+        features = agent.encoder(observations)
+        base = [agent.base_actions(features["flow"], noises[:, k]) for k in range(6)]
+        q = torch.stack([q_of(agent, observations, actions) for actions in base])  # (K, B)
+        best = torch.stack(base)[q.argmax(0), torch.arange(7)]
+        refined, _ = agent.refine(features["refinement"], best)
+    torch.testing.assert_close(acted, refined)
+    assert len(q.argmax(0).unique()) > 1
+
+
+def test_iterating_never_lowers_q_below_that_of_one_refinement(kind):
+    agents = [make_agent(kind, inference=how) for how in ("sample", "iterate")]
+    observations = make_batch(kind).observations
+    once, best = (a.act(observations, generator=torch.Generator().manual_seed(3)) for a in agents)
+    assert (q_of(agents[0], observations, best) >= q_of(agents[0], observations, once)).all()
+    assert not torch.equal(once, best)
+
+
+def test_a_frozen_base_flow_and_its_encoder_stay_as_they_are(kind, sharing):
+    agent = make_agent(kind, sharing, freeze_bc_flow=True)
+    losses, _ = agent(make_batch(kind), make_noises(agent))
+    assert "flow/loss" not in losses
+    sum(losses.values()).backward()
+    optimizer = torch.optim.Adam(agent.parameter_groups(), lr=0.1)
+    noises, observations = make_noises(agent).base_action, make_batch(kind).observations
+    before = agent.base_actions(agent.features(observations, "flow"), noises)
+    optimizer.step()
+    assert torch.equal(agent.base_actions(agent.features(observations, "flow"), noises), before)
+
+
+@pytest.mark.parametrize("theirs", ["shared", "separate"])
+def test_a_base_flow_of_another_agent_samples_what_it_sampled_there(kind, sharing, theirs):
+    source = make_agent(kind, theirs)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.mul_(1.5)
+    for frozen in (False, True):
+        agent = make_agent(kind, sharing, freeze_bc_flow=frozen)
+        agent.load_bc_flow(source.state_dict())
+        noises, observations = make_noises(agent).base_action, make_batch(kind).observations
+        ours, wanted = (
+            a.base_actions(a.features(observations, "flow"), noises) for a in (agent, source)
+        )
+        assert torch.equal(ours, wanted)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -191,6 +257,10 @@ def test_the_target_critic_reads_a_slow_copy_of_the_critics_encoder(sharing):
         ("discount", 1.0),
         ("tau", 0.0),
         ("flow_steps", 0),
+        ("num_proposals", 0),
+        ("alpha", -1.0),
+        ("hidden_dims", (4, 0)),
+        ("lr", 0.0),
     ],
 )
 def test_values_without_a_meaning_are_refused_by_name(field, value):
