@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,8 @@ class DeFlow(Agent):
 
     Config = DeFlowConfig
     config: DeFlowConfig
+    value_heads: ClassVar[tuple[str, ...]] = ("critic",)
+    """The networks of values that read the encoder; the first has a slow copy."""
 
     def __init__(self, spec: Spec, config: DeFlowConfig, encoder_config: EncoderConfig) -> None:
         super().__init__(spec, config, encoder_config)
@@ -122,8 +124,9 @@ class DeFlow(Agent):
         self.encoder = ObservationEncoder(
             spec,
             encoder_config,
-            heads=("critic", "flow", "refinement"),
-            gradients_from=("critic", "flow"),
+            heads=(*self.value_heads, "flow", "refinement"),
+            gradients_from=(*self.value_heads, "flow"),
+            targets=self.value_heads[:1],
         )
         dims = (self.encoder.feature_dim, spec.action_dim, config.hidden_dims)
         self.critic = Critic(*dims, num_critics=config.num_critics)

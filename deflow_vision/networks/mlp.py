@@ -129,16 +129,31 @@ class EnsembleMLP(nn.Module):
         self.norm_shifts = nn.ParameterList(torch.zeros(num_members, 1, o) for o in normed)
         self.num_members = num_members
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, in_dim), the same for all members, to (E, B, out_dim) float32."""
-        x = x.expand(self.num_members, *x.shape)
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        """Map x (B, in_dim), the same for all members, to (E, B, out_dim) float32.
+
+        With `given`, what `share` made of the leading columns, x is the other columns, of every
+        member (E, B, ...).
+        """
+        x = x.expand(self.num_members, *x.shape[-2:])
         for i in range(len(self.weights) - 1):
-            x = self.activation(torch.baddbmm(self.biases[i], x, self.weights[i]))
+            weights, biases = self.weights[i], self.biases[i]
+            if i == 0 and given is not None:
+                weights, biases = weights[:, -x.shape[-1] :], given
+            x = self.activation(torch.baddbmm(biases, x, weights))
             if self.norm_scales:
                 x = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
                 x = torch.addcmul(self.norm_shifts[i], x, self.norm_scales[i])
         with torch.autocast(x.device.type, enabled=False):
             return torch.baddbmm(self.biases[-1], x.float(), self.weights[-1])
+
+    def share(self, x: Tensor) -> Tensor:
+        """What x (B, ...), leading columns of the input, adds to the first layer's products.
+
+        (E, B, width), bias included: for inputs of which a part stays while the others change.
+        """
+        x = x.expand(self.num_members, *x.shape)
+        return torch.baddbmm(self.biases[0], x, self.weights[0][:, : x.shape[-1]])
 
 
 def _stacked_xavier(num_members: int, in_dim: int, out_dim: int) -> Tensor:

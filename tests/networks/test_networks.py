@@ -8,7 +8,7 @@ from deflow_vision.networks.critics import Critic
 from deflow_vision.networks.ema import ema_copy, ema_update
 from deflow_vision.networks.encoders import EncoderConfig, make_encoder
 from deflow_vision.networks.impala import Impala, same_max_pool
-from deflow_vision.networks.mlp import MLP, linear_gelu
+from deflow_vision.networks.mlp import MLP, EnsembleMLP, linear_gelu
 from deflow_vision.types import Spec
 
 STATE = Spec((5,), "float32", 3, (-1.0, 0.0))
@@ -116,3 +116,10 @@ def test_layers_without_gradient_equal_those_with_one(autocast):
     assert with_gradient.dtype == without.dtype
     tolerance = {"rtol": 0.02, "atol": 0.02} if autocast else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(without, with_gradient.detach(), **tolerance)
+
+
+def test_a_shared_part_of_the_input_gives_what_the_whole_input_gives():
+    mlp = EnsembleMLP(2, 8, (11, 13), 1, layer_norm=True)
+    x = torch.randn(7, 8)
+    given = mlp.share(x[:, :3])
+    torch.testing.assert_close(mlp(x[:, 3:].expand(2, 7, 5), given), mlp(x), rtol=1e-4, atol=1e-5)
