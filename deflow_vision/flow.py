@@ -20,18 +20,21 @@ def flow_matching_loss(
     actions: Float[Tensor, "B A"],
     noises: Float[Tensor, "B A"],
     times: Float[Tensor, " B"],
+    weights: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, ""]:
-    """mean_{b,d} (v(x_t, t) - (a - x_0))^2 with x_t = (1 - t) x_0 + t a.
+    """mean_{b,d} w (v(x_t, t) - (a - x_0))^2 with x_t = (1 - t) x_0 + t a.
 
     Args:
         velocity: the field to train.
         actions: the data a, where the path ends.
         noises: x_0 ~ N(0, I), where it starts.
         times: t ~ U[0, 1).
+        weights: w of each sample; 1 by default.
     """
     t = times.unsqueeze(-1)
     points = (1 - t) * noises + t * actions
-    return (velocity(points, times) - (actions - noises)).square().mean()
+    errors = (velocity(points, times) - (actions - noises)).square()
+    return errors.mean() if weights is None else (weights * errors.mean(-1)).mean()
 
 
 def euler_sample(

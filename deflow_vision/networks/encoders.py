@@ -166,6 +166,13 @@ class ObservationEncoder(nn.Module):
         """Features (B, D) for a head's target network."""
         return self.targets[self._key(head)](observations)  # type: ignore[no-any-return]
 
+    @torch.no_grad()
+    def encode_targets(self, observations: Tensor, heads: Sequence[str]) -> dict[str, Tensor]:
+        """Features (B, D) for the target networks of `heads`; a shared copy encodes once."""
+        names = dict.fromkeys(map(self._key, heads))
+        found = {name: self.targets[name](observations) for name in names}
+        return {head: found[self._key(head)] for head in heads}
+
     def update_targets(self, tau: float) -> None:
         """Mix the encoders into their EMA copies."""
         for name, target in self.targets.items():

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from deflow_vision.agents import AGENTS
-from deflow_vision.agents.base import Agent
+from deflow_vision.agents.base import Agent, detached
 from deflow_vision.config import TrainConfig
 from deflow_vision.networks.timm_encoder import TimmEncoder
 from deflow_vision.seeding import derive_seed
@@ -69,6 +69,7 @@ def _train(setup: Setup) -> Path:
 
     with setup.progress() as progress:
         meter = _Meter()
+        recent: dict[str, Tensor] = {}  # latest values: some stages leave out some of them
         for step in range(start, last + 1):
             loaded = step == start and setup.resume_from is not None
             if not loaded and _due(step, config.checkpoint.every, last, at_start=False):
@@ -76,6 +77,7 @@ def _train(setup: Setup) -> Path:
                     keep = config.checkpoint.keep
                     checkpoint.save(setup.run_dir, step, agent, optimizer, setup.identity, keep)
                 accelerator.wait_for_everyone()
+                recent.clear()  # a run that goes on from here logs the same rows
             known = loaded and evaluated
             if not known and _due(step, config.eval.every, last, at_start=config.eval.at_start):
                 metrics = validate(wrapped, val_feed, setup, agent.stage(step))
@@ -101,9 +103,11 @@ def _train(setup: Setup) -> Path:
             agent.update_targets(step)
             wrapped_optimizer.step()
 
+            recent |= detached({**losses, **metrics})
             meter.count += 1
             if (step + 1) % config.log.every == 0 or step + 1 == last:
-                values = gather_means({**losses, **metrics}, accelerator)
+                values = gather_means(recent, accelerator)
+                recent.clear()
                 row = {f"train/{name}": value for name, value in values.items()}
                 row |= meter.read(feed)
                 if logger is not None:

@@ -42,8 +42,8 @@ def equal_pair(**encoder):
     for name in separate.state_dict():
         parts = name.split(".")
         source = name
-        if parts[:2] == ["encoder", "encoders"]:
-            source = ".".join(["encoder", "encoders", "shared", *parts[3:]])
+        if parts[:2] in (["encoder", "encoders"], ["encoder", "targets"]):
+            source = ".".join([*parts[:2], "shared", *parts[3:]])
         separate.state_dict()[name].copy_(state[source])
     return shared, separate
 
