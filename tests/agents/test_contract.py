@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import jaxtyping
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -162,6 +163,15 @@ def test_the_optimizer_holds_each_learning_parameter_once(agent):
     assert {id(p) for p in held} == {id(p) for p in agent.parameters() if p.requires_grad}
 
 
+@pytest.fixture
+def unchecked():
+    """Without the checks of shapes, which a graph cannot hold."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_each_stage_compiles_to_one_graph(algo):
     agent = make_agent("state", algo=algo)
     expected = copy.deepcopy(agent)
