@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deflow_vision.agents.base import Agent
+from deflow_vision.agents.cac import CAC
 from deflow_vision.agents.deflow import DeFlow
 from deflow_vision.agents.deflow_floq import DeFlowFloq
 from deflow_vision.agents.fawac import FAWAC
@@ -11,6 +12,7 @@ from deflow_vision.agents.floq import Floq
 from deflow_vision.agents.rebrac import ReBRAC
 
 AGENTS: dict[str, type[Agent]] = {
+    "cac": CAC,
     "deflow": DeFlow,
     "deflow_floq": DeFlowFloq,
     "fawac": FAWAC,

@@ -8,6 +8,7 @@ become -97.5.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
@@ -163,3 +164,18 @@ def _stacked_xavier(num_members: int, in_dim: int, out_dim: int) -> Tensor:
     for member in weight:  # a member at a time: the fans are those of one member
         nn.init.xavier_uniform_(member)
     return weight
+
+
+def uniform_init_(mlp: MLP | EnsembleMLP) -> None:
+    """Draw weights and biases again as PyTorch does, U(-1 / sqrt(in), 1 / sqrt(in)).
+
+    For methods from code that keeps PyTorch's own initial weights.
+    """
+    if isinstance(mlp, MLP):
+        for layer in [*mlp.hidden, mlp.out]:
+            layer.reset_parameters()  # type: ignore[operator]
+        return
+    for weight, bias in zip(mlp.weights, mlp.biases, strict=True):
+        bound = 1 / math.sqrt(weight.shape[1])
+        nn.init.uniform_(weight, -bound, bound)
+        nn.init.uniform_(bias, -bound, bound)
