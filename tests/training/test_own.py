@@ -92,6 +92,7 @@ def test_the_evaluation_script_says_and_writes_down_what_it_did(trained, monkeyp
     assert record["arguments"] == {
         **{"run": str(trained), "step": 2, "env": PIXELS, "render_profile": "official"},
         **{"seed": 0, "episodes": 2, "videos": 0, "num_envs": 1, "device": "cpu"},
+        "acting": {},
     }
     again = pd.read_csv(folder / "episodes.csv")
     assert record["metrics"]["eval/return"] == again["return"].mean()
