@@ -20,10 +20,16 @@ def begin_from(agent: Agent, config: TrainConfig) -> None:
         config: its run.
 
     Raises:
-        UserError: that run has no checkpoint or no flow, or one of other networks or observations.
+        UserError: that run has no checkpoint or no flow, or one of other networks or observations;
+            or the flow is to stay as it is, and no run is named.
     """
     source = getattr(config.agent, "bc_flow_from", None)
     if source is None:
+        if getattr(config.agent, "freeze_bc_flow", False):
+            raise UserError(
+                "agent.freeze_bc_flow keeps the base flow as it is at the start, which would be "
+                "random: name the run to take it from with --agent.bc-flow-from RUN."
+            )
         return
     other, other_config, step = load_policy(source)
     if not hasattr(other, "bc_flow"):

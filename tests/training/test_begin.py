@@ -61,3 +61,9 @@ def test_a_run_without_a_flow_is_refused(configure, tmp_path, kind):
     source = train(configure(kind, tmp_path / "source", "--algo", "bc"))
     with pytest.raises(UserError, match=r"run of bc, which has no flow"):
         train(configure(kind, tmp_path / "run", "--agent.bc-flow-from", str(source)))
+
+
+@pytest.mark.parametrize("kind", ["state"], indirect=True)
+def test_freezing_a_flow_of_no_run_is_refused(configure, tmp_path, kind):
+    with pytest.raises(UserError, match=r"random.*--agent\.bc-flow-from"):
+        train(configure(kind, tmp_path / "run", "--agent.freeze-bc-flow"))
