@@ -31,7 +31,7 @@ from deflow_vision.tasks import Task, resolve_dataset
 _log = logging.getLogger(__name__)
 
 _KINDS = dict.fromkeys(("observations", "actions", *SIDE_DTYPES), "f") | {"button_states": "buif"}
-_SKIP_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 18  # stays in a core's cache
 _MAX_EPISODE_BYTES = 100 << 20  # one is held in memory, some times over; OGBench's take up to 50 MB
 _UNORDERED = 0.5  # `Order`'s ratio: 1 is expected of shuffled rows; OGBench's arms have 0.0003
 
@@ -240,7 +240,7 @@ class Archive:
             ) from error
         except (
             *(zipfile.BadZipFile, zlib.error, EOFError),
-            *(KeyError, ValueError, RuntimeError),
+            *(KeyError, ValueError, RuntimeError, MemoryError),
         ) as error:
             raise DamagedSourceError(
                 f"{self._path} is damaged or not an OGBench file: {error}. `python scripts/data.py "
@@ -266,15 +266,19 @@ class _Member:
         """Pass over rows. Not by seeking: the CRC at the file's end is of every byte."""
         left = count * self.row_bytes
         while left:
-            passed = len(self._stream.read(min(left, _SKIP_BYTES)))
+            passed = len(self._stream.read(min(left, _PIECE_BYTES)))
             if not passed:
                 raise EOFError("it ends early")
             left -= passed
 
     def read(self, count: int) -> np.ndarray:
         """The next `count` rows; at the end of the file zipfile checks its CRC."""
-        size = count * self.row_bytes
-        content = self._stream.read(size)
-        if len(content) != size:
-            raise EOFError("it ends early")
-        return np.frombuffer(content, self.dtype).reshape(count, *self.shape[1:])
+        rows = np.empty((count, *self.shape[1:]), self.dtype)
+        left = rows.reshape(-1).view(np.uint8)
+        while len(left):
+            piece = self._stream.read(min(len(left), _PIECE_BYTES))
+            if not piece:
+                raise EOFError("it ends early")
+            left[: len(piece)] = np.frombuffer(piece, np.uint8)
+            left = left[len(piece) :]
+        return rows

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -116,6 +117,19 @@ def test_flipped_byte_in_the_file_is_noticed(tmp_path):
     with pytest.raises(StoreError, match=r"damaged.*CRC"):
         convert(source, tmp_path / "a.zarr")
     assert not list(tmp_path.glob("a.zarr*"))
+
+
+def test_array_that_claims_more_than_memory_is_refused(tmp_path):
+    source = write_files(tmp_path)
+    with zipfile.ZipFile(source) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    claim = b"(9876543210987654,), }"
+    claimed = contents["terminals.npy"].replace(b"(16,), }".ljust(len(claim)), claim)
+    with zipfile.ZipFile(source, "w") as archive:
+        for name, content in (contents | {"terminals.npy": claimed}).items():
+            archive.writestr(name, content)
+    with pytest.raises(StoreError, match=r"damaged.*allocate"):
+        convert(source, tmp_path / "a.zarr")
 
 
 def test_file_of_another_dataset_is_refused(tmp_path):
