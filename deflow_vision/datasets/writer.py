@@ -26,7 +26,6 @@ from deflow_vision.datasets.partial import (
     sync,
 )
 from deflow_vision.datasets.schema import (
-    BLOCK_DIGESTS,
     FORMAT,
     SIDE_DTYPES,
     SPLITS,
@@ -39,6 +38,7 @@ from deflow_vision.types import UserError
 
 _log = logging.getLogger(__name__)
 
+_SYNCS = 16  # files that the disk is told to keep at once; it groups them
 _SECONDS = 5.0  # between two records of the progress: what a killed writer loses at most
 
 
@@ -253,10 +253,10 @@ class StoreWriter:
         counts = {name: split.counts() for name, split in self._splits.items()}
         complete(self._root, {**self._attributes, "counts": counts})
         if self._plan is not None:
-            files = [file for split in self._splits.values() for file in split.take_files()]
-            for name in ("zarr.json", BLOCK_DIGESTS):
-                files += self._partial.store.rglob(name)
-            list(self._threads.map(sync, files))
+            tree = os.walk(self._partial.store)
+            files = [Path(folder, name) for folder, _, names in tree for name in names]
+            with ThreadPoolExecutor(_SYNCS) as threads:
+                list(threads.map(sync, files))
         self._partial.publish()
 
     def _stop(self, error: BaseException) -> None:
