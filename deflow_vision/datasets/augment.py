@@ -17,9 +17,12 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from deflow_vision.datasets.planes import Spare, empty_rows, planes_of
 from deflow_vision.datasets.threads import in_threads
 from deflow_vision.seeding import derive_seed
 from deflow_vision.types import UserError
+
+_TOGETHER = 16  # samples that a thread shifts at once, within its cache
 
 KORNIA_PRESETS = {
     "color_jitter": "ColorJitter(0.2, 0.2, 0.2, 0.05, p=0.5)",
@@ -76,6 +79,7 @@ class Augmentation:
         self.seed = seed
         self.streams = tuple(streams)
         self._kornia = _build_kornia(config.kornia) if config.kornia else None
+        self._spare = Spare()
 
     def __call__(self, frames: UInt8[Tensor, "B T H W C"], step: int) -> UInt8[Tensor, "B T H W C"]:
         """Return the augmented frames; the input is not changed.
@@ -101,7 +105,7 @@ class Augmentation:
             moved = torch.from_numpy(offsets)
             if frames.is_cuda:  # a copy from pinned memory does not wait for the device
                 moved = moved.pin_memory().to(frames.device, non_blocking=True)
-            frames = shift(frames, moved.to(frames.device), self.config.padding)
+            frames = shift(frames, moved.to(frames.device), self.config.padding, self._spare)
         if self._kornia is None:
             return frames
         parts = frames.chunk(len(self.streams))
@@ -145,11 +149,14 @@ class Augmentation:
                 f"augment.kornia {self.config.kornia} turns frames {tuple(images.shape)} into "
                 f"{tuple(augmented.shape)}: choose augmentations that keep the size"
             )
-        return (augmented * 255).round().clamp(0, 255).to(torch.uint8).movedim(2, -1).contiguous()
+        return (augmented * 255).round().clamp(0, 255).to(torch.uint8).movedim(2, -1)
 
 
 def shift(
-    frames: UInt8[Tensor, "B T H W C"], offsets: Int[Tensor, "B 2"], padding: int
+    frames: UInt8[Tensor, "B T H W C"],
+    offsets: Int[Tensor, "B 2"],
+    padding: int,
+    spare: Spare | None = None,
 ) -> UInt8[Tensor, "B T H W C"]:
     """Pad each frame by its edge pixels and crop it back at the sample's offset, without padding.
 
@@ -157,12 +164,13 @@ def shift(
         frames: the frames of each sample.
         offsets: top and left corner of the crop in the padded frame, in [0, 2 * padding].
         padding: pixels to each side.
+        spare: memory for the result on a CPU.
 
     Returns:
         frames of the same size: pixel (i, j) is padded[i + top, j + left].
     """
     if frames.device.type == "cpu":
-        return torch.from_numpy(_shift_lines(frames.numpy(), offsets.numpy() - padding))
+        return torch.from_numpy(_shift_lines(frames.numpy(), offsets.numpy() - padding, spare))
     return _shift_pixels(frames, offsets - padding)
 
 
@@ -181,25 +189,34 @@ def _shift_pixels(frames: Tensor, moves: Tensor) -> Tensor:
     ]
 
 
-def _shift_lines(frames: np.ndarray, moves: np.ndarray) -> np.ndarray:
-    """The same in runs of memory: whole lines, for all samples that move alike to the side."""
-    num_samples, num_frames, height, width, channels = frames.shape
-    lines = frames.reshape(-1, width * channels)
-    rows = (np.arange(height) + moves[:, :1]).clip(0, height - 1)
-    images = np.arange(num_samples * num_frames).reshape(num_samples, num_frames, 1)
-    places = images * height + rows[:, None]  # (B, T, H)
-    shifted = np.empty_like(frames)
+def _shift_lines(frames: np.ndarray, moves: np.ndarray, spare: Spare | None) -> np.ndarray:
+    """The same in runs of memory, by planes, for some samples that move alike to the side."""
+    _, num_frames, height, width, channels = frames.shape
+    num_planes = num_frames * channels
+    shifted = empty_rows(frames.shape, frames.dtype, spare)
+    lines, target = planes_of(frames).reshape(-1, width), planes_of(shifted)
+    rows = (np.arange(height) + moves[:, :1]).clip(0, height - 1)  # (B, H)
     sideways = moves[:, 1].clip(1 - width, width - 1)
 
-    def fill(move: int) -> None:
-        samples = np.flatnonzero(sideways == move)
-        part = lines.take(places[samples], axis=0).reshape(-1, *frames.shape[1:])
+    def fill(samples: np.ndarray) -> None:
+        planes = samples[:, None] * num_planes + np.arange(num_planes)
+        places = planes[:, :, None] * height + rows[samples, None]  # (b, T * C, H)
+        run = np.empty(width * (places.size + 2), np.uint8)
+        lines.take(places, axis=0, out=run[width:-width].reshape(*places.shape, width), mode="clip")
+        # Another start moves all lines; what comes from the line beside is overwritten.
+        move = int(sideways[samples[0]])
+        moved = run[width + move : run.size - width + move].reshape(-1, width)
         first, last = max(0, -move), width - max(0, move)
-        shifted[samples, :, :, first:last] = part[:, :, :, first + move : last + move]
-        shifted[samples, :, :, :first] = part[:, :, :, :1]
-        shifted[samples, :, :, last:] = part[:, :, :, -1:]
+        for column in range(first):
+            moved[:, column] = moved[:, first]
+        for column in range(last, width):
+            moved[:, column] = moved[:, last - 1]
+        target[samples] = moved.reshape(-1, *target.shape[1:])
 
-    in_threads(fill, np.unique(sideways).tolist())
+    alike = [np.flatnonzero(sideways == move) for move in np.unique(sideways)]
+    in_threads(
+        fill, [some[i : i + _TOGETHER] for some in alike for i in range(0, len(some), _TOGETHER)]
+    )
     return shifted
 
 

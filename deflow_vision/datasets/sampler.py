@@ -6,8 +6,11 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+
 from deflow_vision.datasets.draws import Epochs, Uniform
 from deflow_vision.datasets.mixing import measure_mixing
+from deflow_vision.datasets.planes import Spare, empty_rows
 from deflow_vision.datasets.remote import uncached
 from deflow_vision.datasets.residency import MemoryPlan, Residency, plan_residency
 from deflow_vision.datasets.schema import read_all
@@ -137,15 +140,21 @@ class UniformSampler:
     def __init__(self, split: Split, fields: Fields, draws: Uniform, plan: MemoryPlan) -> None:
         self.transitions_per_epoch = len(draws.index)
         self._fields, self._rows, self._draws = fields, fields.read_all(), draws
-        self._observations = (
-            read_all(uncached(split.observations)) if plan.residency == "ram" else None
-        )
+        self._spare = Spare()
+        self._observations: np.ndarray | None = None
+        if plan.residency == "ram":
+            rows = empty_rows(split.observations.shape, split.observations.dtype)
+            self._observations = read_all(uncached(split.observations), rows)
 
     def batch(self, step: int) -> FrameBatch:
         """This process's part of the batch of `step`."""
         states = self._draws.states(step)
         places = self._draws.index.frames(states)
-        frames = places if self._observations is None else gather(self._observations, places)
+        frames = (
+            places
+            if self._observations is None
+            else gather(self._observations, places, self._spare)
+        )
         return self._fields.batch(frames, states, self._rows, states)
 
     def close(self) -> None:

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import zarr
-from numcodecs.zstd import Zstd
 from zarr.codecs import ZstdCodec
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
+from deflow_vision.datasets.decoding import decode
 from deflow_vision.types import UserError
 
 _T = TypeVar("_T")
@@ -184,14 +184,18 @@ def read_rows(array: Any, start: int, stop: int, out: np.ndarray | None = None) 
     for block in range(start // size, -(-stop // size)):
         first = block * size
         low, high = max(start, first), min(stop, first + size)
-        rows[low - start : high - start] = read_block(array, block)[1][low - first : high - first]
+        decoded = read_block(array, block, reuse=True)[1]
+        rows[low - start : high - start] = decoded[low - first : high - first]
     return rows
 
 
-def read_block(array: Any, number: int) -> tuple[bytes, np.ndarray]:
-    """A block of an array as it is stored, and its rows; raises like `read_rows`."""
+def read_block(array: Any, number: int, *, reuse: bool = False) -> tuple[bytes, np.ndarray]:
+    """A block of an array as it is stored, and its rows; raises like `read_rows`.
+
+    With `reuse` the rows last until this thread reads another block.
+    """
     try:
-        encoded, rows = _sound(array, number)
+        encoded, rows = _sound(array, number, reuse)
     except StoreError:
         raise
     except (RuntimeError, ValueError, OSError, MemoryError) as error:
@@ -210,9 +214,9 @@ def block_name(array: Any, number: int) -> str:
     return f"{array.path}, block {number} (rows {first} to {last})"
 
 
-def read_all(array: Any) -> np.ndarray:
-    """The whole array in memory; raises like `read_rows`."""
-    rows = np.empty(array.shape, array.dtype)
+def read_all(array: Any, out: np.ndarray | None = None) -> np.ndarray:
+    """The whole array in memory, in `out` where that is given; raises like `read_rows`."""
+    rows = np.empty(array.shape, array.dtype) if out is None else out
 
     def fill(start: int, stop: int) -> None:
         read_rows(array, start, stop, rows[start:stop])
@@ -242,24 +246,23 @@ def reads_at_once(array: Any) -> int:
     return int(getattr(array.store, "reads_at_once", _THREADS))
 
 
-def _sound(array: Any, number: int) -> tuple[bytes, np.ndarray]:
+def _sound(array: Any, number: int, reuse: bool) -> tuple[bytes, np.ndarray]:
     """A block; one that was damaged in the cache of an address is read from there again."""
     try:
-        return _block(array, number)
+        return _block(array, number, reuse)
     except StoreError:
         raise
     except (RuntimeError, ValueError, OSError):
         forget = getattr(array.store, "forget", None)
         if forget is None or not forget(block_file(array, Path(array.path), number).as_posix()):
             raise
-        return _block(array, number)
+        return _block(array, number, reuse)
 
 
-def _block(array: Any, number: int) -> tuple[bytes, np.ndarray]:
+def _block(array: Any, number: int, reuse: bool) -> tuple[bytes, np.ndarray]:
     """What zarr's own reading adds to fetching and decoding takes as long as the decoding."""
     encoded = read_file(array, block_file(array, Path(), number).as_posix())
-    content = Zstd().decode(encoded)
-    return encoded, np.frombuffer(content, array.dtype).reshape(array.chunks)
+    return encoded, decode(encoded, array.chunks, array.dtype, reuse=reuse)
 
 
 def read_file(array: Any, name: str) -> bytes:

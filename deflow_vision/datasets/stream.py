@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from deflow_vision.datasets.draws import Epochs, Key, Order
+from deflow_vision.datasets.planes import Spare, empty_rows, planes_of
 from deflow_vision.datasets.residency import MemoryPlan
 from deflow_vision.datasets.schema import read_rows, reads_at_once
 from deflow_vision.datasets.store import Split
@@ -42,6 +43,7 @@ class StreamSampler:
         self._fields, self._epochs, self._plan = fields, epochs, plan
         self._windows: dict[Key, Future[_Window]] = {}
         self._spare: list[list[np.ndarray]] = []
+        self._batches = Spare()
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="window")
         self._readers = ThreadPoolExecutor(
             reads_at_once(split.observations), thread_name_prefix="block"
@@ -69,7 +71,7 @@ class StreamSampler:
         stored, *rows = memory
         states, shifts = order.states[part], order.shifts[part]
         places = self._epochs.index.frames(states) + shifts[:, None]
-        frames = gather(stored, places)
+        frames = gather(stored, places, self._batches)
         return self._fields.batch(frames, states, Rows(*rows), states + shifts)
 
     def _window(self, key: Key) -> _Window:
@@ -102,17 +104,21 @@ class StreamSampler:
 
     def _new_memory(self) -> list[np.ndarray]:
         count = self._plan.window_rows
-        return [np.empty((count, *array.shape[1:]), array.dtype) for array in self._arrays]
+        return [empty_rows((count, *array.shape[1:]), array.dtype) for array in self._arrays]
 
 
-def gather(stored: np.ndarray, places: Int64[np.ndarray, "B T"]) -> np.ndarray:
-    """The rows (B, T, ...) of `stored` at `places`, which must be valid, in threads."""
-    rows = np.empty((*places.shape, *stored.shape[1:]), stored.dtype)
+def gather(stored: np.ndarray, places: Int64[np.ndarray, "B T"], spare: Spare) -> np.ndarray:
+    """The rows (B, T, ...) of `stored` at `places`, which must be valid, in threads.
+
+    Images are taken by planes, from memory that should be by planes.
+    """
+    rows = empty_rows((*places.shape, *stored.shape[1:]), stored.dtype, spare)
+    source, target = planes_of(stored), planes_of(rows)
 
     def fill(start: int) -> None:
         part = slice(start, start + _GATHERED)
         # `clip` lets NumPy write straight into `out`.
-        np.take(stored, places[part], axis=0, out=rows[part], mode="clip")
+        np.take(source, places[part], axis=0, out=target[part], mode="clip")
 
     in_threads(fill, range(0, len(places), _GATHERED))
     return rows

@@ -46,8 +46,9 @@ class Impala(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Encode observations (B, H, W, C) uint8 into features (B, D)."""
-        # As (B, C, H, W) this memory is channels-last already, the fast layout for convolutions.
-        x = observations.permute(0, 3, 1, 2).float() / 255
+        # Channels last is the fast layout for convolutions, however the observations lie.
+        images = observations.permute(0, 3, 1, 2)
+        x = images.to(torch.float32, memory_format=torch.channels_last) / 255
         for stack in self.stacks:
             x = stack(x)
         x = F.relu(x).permute(0, 2, 3, 1).flatten(1)  # the reference flattens (H, W, C)

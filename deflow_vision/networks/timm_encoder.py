@@ -129,7 +129,8 @@ class TimmEncoder(nn.Module):
         return self
 
     def _feature_map(self, observations: Tensor) -> Tensor:
-        images = observations.permute(0, 3, 1, 2).float() / 255  # (B, C, H, W)
+        images = observations.permute(0, 3, 1, 2)  # (B, C, H, W)
+        images = images.to(torch.float32, memory_format=torch.channels_last) / 255
         if self._resize is not None:
             images = self._resize(images)
         features: Tensor = self.backbone((images - self.mean) / self.std)[-1]

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from deflow_vision.datasets.augment import Augmentation, AugmentConfig
+from deflow_vision.datasets.planes import empty_rows
 from deflow_vision.datasets.sampler import make_sampler
 from deflow_vision.datasets.store import open_store
+from deflow_vision.networks.impala import Impala
 from deflow_vision.training.dataset import value_range
 from deflow_vision.training.feed import Feed, ResidentFrames, stack_frames
 
@@ -128,3 +130,12 @@ def test_range_of_rewards_is_found_block_by_block(monkeypatch):
     monkeypatch.setattr("deflow_vision.training.dataset.read_rows", read)
     assert value_range(Blocks) == (0, 9)
     assert sorted(lengths) == [2, 4, 4]
+
+
+def test_stacks_of_frames_by_planes_are_views_that_an_encoder_takes_alike():
+    frames = empty_rows((3, 4, 8, 8, 3), np.dtype(np.uint8))
+    frames[:] = np.random.default_rng(0).integers(0, 256, frames.shape)
+    stacked = stack_frames(torch.from_numpy(frames)[:, 1:])
+    assert np.shares_memory(stacked.numpy(), frames)
+    encoder = Impala((8, 8, 9), stack_sizes=(4,), feature_dim=5)
+    assert torch.equal(encoder(stacked), encoder(stacked.contiguous()))
