@@ -10,6 +10,7 @@ from deflow_vision.agents.fawac import FAWAC
 from deflow_vision.agents.fbrac import FBRAC
 from deflow_vision.agents.floq import Floq
 from deflow_vision.agents.rebrac import ReBRAC
+from deflow_vision.agents.sorl import SORL
 
 AGENTS: dict[str, type[Agent]] = {
     "cac": CAC,
@@ -19,4 +20,5 @@ AGENTS: dict[str, type[Agent]] = {
     "fbrac": FBRAC,
     "floq": Floq,
     "rebrac": ReBRAC,
+    "sorl": SORL,
 }
