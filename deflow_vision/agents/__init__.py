@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from deflow_vision.agents.base import Agent
+from deflow_vision.agents.bc import BC
+from deflow_vision.agents.bc_flow import BCFlow
 from deflow_vision.agents.cac import CAC
 from deflow_vision.agents.deflow import DeFlow
 from deflow_vision.agents.deflow_floq import DeFlowFloq
 from deflow_vision.agents.fawac import FAWAC
 from deflow_vision.agents.fbrac import FBRAC
 from deflow_vision.agents.floq import Floq
+from deflow_vision.agents.fql import FQL
+from deflow_vision.agents.ifql import IFQL
+from deflow_vision.agents.iql import IQL
 from deflow_vision.agents.rebrac import ReBRAC
 from deflow_vision.agents.sorl import SORL
 
 AGENTS: dict[str, type[Agent]] = {
+    "bc": BC,
+    "bc_flow": BCFlow,
     "cac": CAC,
     "deflow": DeFlow,
     "deflow_floq": DeFlowFloq,
     "fawac": FAWAC,
     "fbrac": FBRAC,
     "floq": Floq,
+    "fql": FQL,
+    "ifql": IFQL,
+    "iql": IQL,
     "rebrac": ReBRAC,
     "sorl": SORL,
 }
