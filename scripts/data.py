@@ -27,7 +27,7 @@ def collect(
     processes: int | None = None,
     path: Path | None = None,
     render_profile: str = "official",
-    compression_level: int = 3,
+    compression_level: int = 1,
 ) -> None:
     """Collect a cube, scene or puzzle dataset with OGBench's scripted oracles.
 
@@ -99,7 +99,7 @@ def render(
     resolution: int = 64,
     render_profile: str = "official",
     processes: int | None = None,
-    compression_level: int = 3,
+    compression_level: int = 1,
 ) -> None:
     """Draw the states of a store: a pixel dataset with its actions, states and goals.
 
