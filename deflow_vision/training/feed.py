@@ -64,17 +64,20 @@ class Feed:
         kornia = augmentation is not None and augmentation.config.kornia
         self._whole = device.type == "cpu" and not kornia
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="feed")
-        self._ahead: tuple[int, Future[tuple[FrameBatch | Batch, Any]]] | None = None
+        self._ahead: dict[int, Future[tuple[FrameBatch | Batch, Any]]] = {}
         self.seconds_waited = 0.0
 
     def __call__(self, step: int) -> tuple[Batch, Any]:
         """The batch and the noises of update `step`, for this process."""
         start = perf_counter()
-        if self._ahead is None or self._ahead[0] != step:
-            self._ahead = (step, self._reader.submit(self._read, step))
-        batch, noises = self._ahead[1].result()
+        wanted = (step, step + 1)  # both before one is waited for: the thread has no pause
+        for old in self._ahead.keys() - set(wanted):
+            self._ahead.pop(old).cancel()
+        for new in wanted:
+            if new not in self._ahead:
+                self._ahead[new] = self._reader.submit(self._read, new)
+        batch, noises = self._ahead.pop(step).result()
         self.seconds_waited += perf_counter() - start
-        self._ahead = (step + 1, self._reader.submit(self._read, step + 1))
         if isinstance(batch, FrameBatch):
             batch = self._batch(batch, step)
         return batch, type(noises)(*map(self._to_device, noises))
