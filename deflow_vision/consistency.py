@@ -41,7 +41,7 @@ def karras_times(indices: Float[Tensor, " B"], count: Float[Tensor, ""]) -> Floa
         indices: i, from 0 to N - 1.
         count: N.
     """
-    low, high = SIGMA_MIN ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
+    low, high = math.pow(SIGMA_MIN, 1 / RHO), math.pow(SIGMA_MAX, 1 / RHO)
     return (low + indices / (count - 1) * (high - low)).pow(RHO)
 
 

@@ -153,17 +153,20 @@ class CAC(Agent):
         """N: how many times the consistency loss has in this update."""
         return torch.tensor(float(num_times(step, self.config.schedule_steps)))
 
-    def forward(self, batch: Batch, noises: CACNoises, stage: Tensor) -> tuple[Losses, Metrics]:
+    def forward(
+        self, batch: Batch, noises: CACNoises, stage: Tensor | None = None
+    ) -> tuple[Losses, Metrics]:
         """All losses of one update: the critic's, and the two terms of the policy's.
 
         Args:
             batch: B transitions.
             noises: the draws for them.
-            stage: N, the number of times of the consistency loss.
+            stage: N, the number of times of the consistency loss; by default that of the start.
         """
+        count = self.stage(0) if stage is None else stage
         features = self.encoder(batch.observations)
         critic_loss, critic_metrics = self.critic_loss(batch, features, noises)
-        actor_losses, actor_metrics = self.actor_loss(batch, features, noises, stage)
+        actor_losses, actor_metrics = self.actor_loss(batch, features, noises, count)
         return {"critic/loss": critic_loss, **actor_losses}, {**critic_metrics, **actor_metrics}
 
     def critic_loss(

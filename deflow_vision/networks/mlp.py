@@ -173,9 +173,21 @@ def uniform_init_(mlp: MLP | EnsembleMLP) -> None:
     """
     if isinstance(mlp, MLP):
         for layer in [*mlp.hidden, mlp.out]:
-            layer.reset_parameters()  # type: ignore[operator]
+            layer.reset_parameters()
         return
     for weight, bias in zip(mlp.weights, mlp.biases, strict=True):
         bound = 1 / math.sqrt(weight.shape[1])
         nn.init.uniform_(weight, -bound, bound)
         nn.init.uniform_(bias, -bound, bound)
+
+
+def fan_in_normal_(layer: nn.Linear, scale: float = 1.0) -> nn.Linear:
+    """Draw kernels from a normal of variance scale / in, cut at two deviations; zero biases.
+
+    Flax's variance scaling "fan_in", "truncated_normal", its default where scale is 1. The variance
+    is that of what is left by the cut.
+    """
+    std = math.sqrt(scale / layer.in_features) / 0.87962566103423978
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    nn.init.zeros_(layer.bias)
+    return layer
