@@ -12,6 +12,7 @@ from deflow_vision.agents.fawac import FAWAC
 from deflow_vision.agents.fbrac import FBRAC
 from deflow_vision.agents.floq import Floq
 from deflow_vision.agents.fql import FQL
+from deflow_vision.agents.idql import IDQL
 from deflow_vision.agents.ifql import IFQL
 from deflow_vision.agents.iql import IQL
 from deflow_vision.agents.rebrac import ReBRAC
@@ -27,6 +28,7 @@ AGENTS: dict[str, type[Agent]] = {
     "fbrac": FBRAC,
     "floq": Floq,
     "fql": FQL,
+    "idql": IDQL,
     "ifql": IFQL,
     "iql": IQL,
     "rebrac": ReBRAC,

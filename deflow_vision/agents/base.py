@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -165,6 +166,11 @@ def check_at_least(config: Any, least: float, *names: str) -> None:
         numbers = value if isinstance(value, tuple) else (value,)
         if not all(number >= least for number in numbers):
             raise UserError(f"{name} is {value}, must be at least {least}")
+
+
+def half_cosine(step: int, num_steps: int) -> float:
+    """(1 + cos(pi k / K)) / 2, a schedule: 1 at step k <= 0, 0 from K on."""
+    return (1 + math.cos(math.pi * min(max(step, 0), num_steps) / num_steps)) / 2
 
 
 def frozen(module: nn.Module) -> Callable[..., Tensor]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deflow_vision.networks.mlp import MLP, Activation, EnsembleMLP, gelu
+from deflow_vision.networks.mlp import LAYER_NORM_EPS, MLP, Activation, EnsembleMLP, gelu
 
 
 class Critic(nn.Module):
@@ -62,12 +63,23 @@ class Value(nn.Module):
     Args:
         feature_dim: D.
         hidden_dims: widths of the hidden layers.
+        norm: where LayerNorm is, after each activation or on z alone.
+        activation: in place of GELU.
     """
 
-    def __init__(self, feature_dim: int, hidden_dims: Sequence[int]) -> None:
+    def __init__(
+        self,
+        feature_dim: int,
+        hidden_dims: Sequence[int],
+        *,
+        norm: Literal["hidden", "input"] = "hidden",
+        activation: Activation = gelu,
+    ) -> None:
         super().__init__()
-        self.mlp = MLP(feature_dim, hidden_dims, 1, layer_norm=True)
+        hidden = norm == "hidden"
+        self.norm = nn.Identity() if hidden else nn.LayerNorm(feature_dim, eps=LAYER_NORM_EPS)
+        self.mlp = MLP(feature_dim, hidden_dims, 1, layer_norm=hidden, activation=activation)
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
         """The value of each state, of z = encoder(s)."""
-        return self.mlp(features).squeeze(-1)  # type: ignore[no-any-return]
+        return self.mlp(self.norm(features)).squeeze(-1)  # type: ignore[no-any-return]

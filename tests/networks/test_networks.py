@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deflow_vision.networks.critics import Critic
+from deflow_vision.networks.critics import Critic, Value
 from deflow_vision.networks.ema import ema_copy, ema_update
 from deflow_vision.networks.encoders import EncoderConfig, make_encoder
 from deflow_vision.networks.impala import Impala, same_max_pool
@@ -29,6 +29,18 @@ def test_an_ensemble_equals_its_members_one_by_one():
                 layer.bias.copy_(stacked.biases[i][member, 0])
         value = alone(torch.cat([features, actions], -1)).squeeze(-1)
         torch.testing.assert_close(together[member], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_value_normalises_after_each_activation_or_its_input_alone():
+    features = torch.randn(7, 5)
+    hidden, alone = Value(5, (11,)), Value(5, (11,), norm="input", activation=torch.relu)
+    assert not torch.allclose(hidden(3 * features + 1), hidden(features), rtol=1e-3)
+    torch.testing.assert_close(alone(3 * features + 1), alone(features), rtol=1e-4, atol=1e-4)
+    normed = (features - features.mean(-1, keepdim=True)) / features.std(-1, False, keepdim=True)
+    layer, out = alone.mlp.hidden[0], alone.mlp.out
+    torch.testing.assert_close(
+        alone(features), out(layer(normed).relu()).squeeze(-1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_ensemble_members_start_different():
