@@ -15,6 +15,7 @@ from deflow_vision.agents.fql import FQL
 from deflow_vision.agents.idql import IDQL
 from deflow_vision.agents.ifql import IFQL
 from deflow_vision.agents.iql import IQL
+from deflow_vision.agents.meanflow_ql import MeanFlowQL
 from deflow_vision.agents.rebrac import ReBRAC
 from deflow_vision.agents.sorl import SORL
 
@@ -31,6 +32,7 @@ AGENTS: dict[str, type[Agent]] = {
     "idql": IDQL,
     "ifql": IFQL,
     "iql": IQL,
+    "meanflow_ql": MeanFlowQL,
     "rebrac": ReBRAC,
     "sorl": SORL,
 }

@@ -44,7 +44,8 @@ def traits(algo: str):
 
     `ROUTES` always; where the defaults do not do, `SMALL` (settings that make it small and quick),
     `STEPS` (steps that between them show each of its stages once) and `RATES` (how fast slow copies
-    move, by the beginning of their names, where that is not `tau`).
+    move, by the beginning of their names, where that is not `tau`), and `prepare`, which moves an
+    agent away from weights of zero.
     """
     return importlib.import_module(f"tests.agents.test_{algo}")
 
@@ -62,7 +63,9 @@ def make_agent(kind: str, sharing: str = "shared", algo: str = "deflow", encoder
     config = dataclasses.replace(AGENTS[algo].Config(), **small_settings(algo) | changes)
     name = "impala_debug" if kind == "pixels" else "identity"
     encoder = encoder or {}
-    return AGENTS[algo](SPECS[kind], config, EncoderConfig(name=name, sharing=sharing, **encoder))
+    agent = AGENTS[algo](SPECS[kind], config, EncoderConfig(name=name, sharing=sharing, **encoder))
+    getattr(traits(algo), "prepare", lambda agent: None)(agent)
+    return agent
 
 
 def make_noises(agent, seed: int = 1, size: int = B):
