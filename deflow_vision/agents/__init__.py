@@ -18,6 +18,7 @@ from deflow_vision.agents.iql import IQL
 from deflow_vision.agents.meanflow_ql import MeanFlowQL
 from deflow_vision.agents.rebrac import ReBRAC
 from deflow_vision.agents.sorl import SORL
+from deflow_vision.agents.srpo import SRPO
 
 AGENTS: dict[str, type[Agent]] = {
     "bc": BC,
@@ -35,4 +36,5 @@ AGENTS: dict[str, type[Agent]] = {
     "meanflow_ql": MeanFlowQL,
     "rebrac": ReBRAC,
     "sorl": SORL,
+    "srpo": SRPO,
 }
