@@ -16,8 +16,8 @@ ROUTES = {
 }
 
 
-def fql(kind="state", **changes):
-    return make_agent(kind, algo="fql", **changes)
+def fql(kind="state", sharing="shared", **changes):
+    return make_agent(kind, sharing, "fql", **changes)
 
 
 def set_values(critic, values):
@@ -44,21 +44,24 @@ def test_the_distillation_is_a_mean_over_dimensions_of_the_policy_before_clippin
     assert losses["actor/distill_loss"].item() == pytest.approx(10 * wanted)
 
 
-def test_flow_and_policy_start_from_the_same_noise():
-    agent = fql()
-    batch, noises = make_batch("state"), make_noises(agent)
+def test_flow_and_policy_start_from_the_same_noise(kind, sharing):
+    agent = fql(kind, sharing)
+    batch, noises = make_batch(kind), make_noises(agent)
     with torch.no_grad():
-        outputs = agent.one_step(batch.observations, noises.policy)
-        wanted = (outputs - agent.flow_actions(batch.observations, noises.policy)).square().mean()
+        features = agent.encoder(batch.observations)
+        outputs = agent.one_step(features["actor"], noises.policy)
+        wanted = (outputs - agent.flow_actions(features["flow"], noises.policy)).square().mean()
     torch.testing.assert_close(agent(batch, noises)[1]["actor/distance"], wanted)
 
 
 def test_the_policy_climbs_the_mean_of_the_online_critics_at_its_clipped_actions():
     agent = fql(q_agg="min")
     batch, noises = make_batch("state"), make_noises(agent)
+    noises = noises._replace(policy=noises.policy * 10)  # so that some actions are clipped
     with torch.no_grad():
-        actions = agent.one_step(batch.observations, noises.policy).clamp(-1, 1)
-        wanted = -agent.critic(batch.observations, actions).mean()
+        outputs = agent.one_step(batch.observations, noises.policy)
+        wanted = -agent.critic(batch.observations, outputs.clamp(-1, 1)).mean()
+    assert outputs.abs().max() > 1
     torch.testing.assert_close(agent(batch, noises)[0]["actor/q_loss"].detach(), wanted)
 
 
@@ -80,14 +83,20 @@ def test_the_targets_aggregation_is_the_tasks(q_agg, next_value):
     assert losses["critic/loss"].item() == pytest.approx((1 + 0.9 * next_value) ** 2, rel=1e-5)
 
 
-def test_the_target_judges_an_action_of_the_one_step_policy():
-    agent = fql(discount=0.5)
-    batch, noises = make_batch("state"), make_noises(agent)
+def test_the_target_judges_an_action_of_the_one_step_policy(kind, sharing):
+    agent = fql(kind, sharing, discount=0.5)
+    batch, noises = make_batch(kind), make_noises(agent)
     with torch.no_grad():
-        next_actions = agent.one_step(batch.next_observations, noises.next_action).clamp(-1, 1)
-        next_q = agent.target_critic(batch.next_observations, next_actions).mean(0)
+        for slow in (agent.target_critic, agent.encoder.targets):
+            for parameter in slow.parameters():
+                parameter.mul_(1.5)
+        next_features = agent.features(batch.next_observations, "actor")
+        next_actions = agent.one_step(next_features, noises.next_action).clamp(-1, 1)
+        slow_features = agent.encoder.encode_target(batch.next_observations)
+        next_q = agent.target_critic(slow_features, next_actions).mean(0)
         target = batch.rewards + 0.5 * batch.masks * next_q
-        wanted = (agent.critic(batch.observations, batch.actions) - target).square().mean()
+        q = agent.critic(agent.features(batch.observations, "critic"), batch.actions)
+        wanted = (q - target).square().mean()
     torch.testing.assert_close(agent(batch, noises)[0]["critic/loss"].detach(), wanted)
 
 

@@ -16,31 +16,40 @@ ROUTES = {
 SMALL = {"num_candidates": 4}
 
 
-def ifql(kind="state", **changes):
-    return make_agent(kind, algo="ifql", **changes)
+def ifql(kind="state", sharing="shared", **changes):
+    return make_agent(kind, sharing, "ifql", **changes)
 
 
-def test_values_are_those_of_iql():
-    agent, reference = ifql(), make_agent("state", algo="iql")
-    for name in ("critic", "target_critic", "value"):
-        getattr(reference, name).load_state_dict(getattr(agent, name).state_dict())
-    batch = make_batch("state")
+def test_values_are_those_of_iql(kind, sharing):
+    agent, reference = ifql(kind, sharing), make_agent(kind, sharing, "iql")
+    with torch.no_grad():
+        for slow in (agent.target_critic, agent.encoder.targets):
+            for parameter in slow.parameters():
+                parameter.mul_(1.5)
+    common = reference.state_dict().keys() & agent.state_dict().keys()
+    reference.load_state_dict({n: agent.state_dict()[n] for n in common}, strict=False)
+    batch = make_batch(kind)
     ours, _ = agent(batch, make_noises(agent))
     theirs, _ = reference(batch, make_noises(reference))
     for loss in ("value/loss", "critic/loss"):
         torch.testing.assert_close(ours[loss], theirs[loss])
 
 
-def test_each_row_gets_the_sample_with_the_greatest_least_critic():
-    agent = ifql(num_candidates=6)
-    observations = make_batch("state").observations
+def test_each_row_gets_the_sample_with_the_greatest_least_critic(kind, sharing):
+    agent = ifql(kind, sharing, num_candidates=6)
+    observations = make_batch(kind).observations
+    with torch.no_grad():
+        for slow in (agent.target_critic, agent.encoder.targets):
+            for parameter in slow.parameters():
+                parameter.neg_()  # were the choice by the slow critic, it would be another
     acted = agent.act(observations, generator=torch.Generator().manual_seed(5))
     noises = torch.randn(B, 6 * A, generator=torch.Generator().manual_seed(5)).view(B, 6, A)
     chosen = set()
     with torch.no_grad():
+        features = agent.encoder(observations)
         for row in range(B):
-            states = observations[row].expand(6, -1)
-            candidates = agent.flow_actions(states, noises[row])
+            candidates = agent.flow_actions(features["flow"][row].expand(6, -1), noises[row])
+            states = features["critic"][row].expand(6, -1)
             best = agent.critic(states, candidates).min(0).values.argmax()
             torch.testing.assert_close(acted[row], candidates[best], rtol=1e-4, atol=1e-5)
             chosen.add(best.item())

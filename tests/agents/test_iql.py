@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from deflow_vision.agents.iql import IQLConfig
+from deflow_vision.losses import expectile_loss
 from tests.agents.conftest import A, B, make_agent, make_batch, make_noises
 
 ROUTES = {
@@ -17,8 +18,8 @@ ROUTES = {
 }
 
 
-def iql(kind="state", **changes):
-    return make_agent(kind, algo="iql", **changes)
+def iql(kind="state", sharing="shared", **changes):
+    return make_agent(kind, sharing, "iql", **changes)
 
 
 def set_values(agent, q=(0.0, 0.0), target_q=(0.0, 0.0), value=0.0):
@@ -66,13 +67,34 @@ def test_the_weight_takes_the_least_online_critic_and_stops_at_100(q, value, wei
     assert losses["actor/loss"].item() == pytest.approx(wanted, rel=1e-4)
 
 
-def test_each_sample_counts_by_its_own_weight():
-    agent = iql(alpha=0.5)
-    batch = make_batch("state")
+def test_every_network_reads_its_own_encoder_and_the_slow_critic_a_slow_one(kind, sharing):
+    agent = iql(kind, sharing, discount=0.5, expectile=0.9)
+    batch = make_batch(kind)
     with torch.no_grad():
-        q = agent.critic(batch.observations, batch.actions).min(0).values
-        weights = (0.5 * (q - agent.value(batch.observations))).exp()
-        errors = (agent.actor(batch.observations) - batch.actions).square().sum(-1)
+        for slow in (agent.target_critic, agent.encoder.targets):
+            for parameter in slow.parameters():
+                parameter.mul_(1.5)
+        features = agent.encoder(batch.observations)
+        slow_features = agent.encoder.encode_target(batch.observations)
+        slow_q = agent.target_critic(slow_features, batch.actions).min(0).values
+        next_values = agent.value(agent.features(batch.next_observations, "value"))
+        target = batch.rewards + 0.5 * batch.masks * next_values
+        errors = agent.critic(features["critic"], batch.actions) - target
+        differences = slow_q - agent.value(features["value"])
+    losses, _ = losses_of(agent, batch)
+    wanted = expectile_loss(differences, 0.9)
+    torch.testing.assert_close(losses["value/loss"].detach(), wanted)
+    torch.testing.assert_close(losses["critic/loss"].detach(), errors.square().mean(1).sum())
+
+
+def test_each_sample_counts_by_its_own_weight(kind, sharing):
+    agent = iql(kind, sharing, alpha=0.5)
+    batch = make_batch(kind)
+    with torch.no_grad():
+        features = agent.encoder(batch.observations)
+        q = agent.critic(features["critic"], batch.actions).min(0).values
+        weights = (0.5 * (q - agent.value(features["value"]))).exp()
+        errors = (agent.actor(features["actor"]) - batch.actions).square().sum(-1)
     assert weights.std() > 0.1
     assert weights.max() < 100
     losses, _ = losses_of(agent, batch)
