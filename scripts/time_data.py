@@ -38,7 +38,7 @@ def main(
     parts: tuple[Part, ...] = ("stream", "convert", "sampling", "mixing"),
     folder: Path | None = None,
     frames: tuple[int, ...] = (20_000, 500_000),
-    convert_frames: int = 40_000,
+    convert_frames: int = 100_000,
     transitions: tuple[int, ...] = (10_000, 1_000_000, 10_000_000),
     seconds: float = 20.0,
     keep: bool = False,
