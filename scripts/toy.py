@@ -1,4 +1,4 @@
-"""What policies make of eight modes of actions: `python scripts/toy.py [--help]`."""
+"""What policies make of six modes of actions: `python scripts/toy.py [--help]`."""
 
 import sys
 from pathlib import Path

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -63,6 +63,20 @@ def check_evaluate(arguments: list[str], tmp_path: Path) -> None:
     tyro.cli(importlib.import_module("scripts.evaluate").Arguments, args=arguments)
 
 
+def check_toy(arguments: list[str], tmp_path: Path) -> None:
+    script, toy = (
+        importlib.import_module(f"{p}.toy") for p in ("scripts", "deflow_vision.analysis")
+    )
+
+    def made(methods: Sequence[str], **settings: object) -> list[object]:
+        assert [toy.make_agent(method, seed=0) for method in methods]
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "compare", made)
+        tyro.cli(script.main, args=arguments)
+
+
 def check_launch(arguments: list[str], tmp_path: Path) -> None:
     launch = launch_command_parser().parse_args(arguments)
     assert launch.config_file is None or (ROOT / launch.config_file).is_file()
@@ -76,6 +90,7 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     "scripts/train.py": check_train,
     "scripts/data.py": check_data,
     "scripts/evaluate.py": check_evaluate,
+    "scripts/toy.py": check_toy,
 }
 
 
