@@ -50,7 +50,11 @@ def meanflow_errors(
     t = times.unsqueeze(-1)
     points = (1 - t) * actions + t * noises
     velocities = noises - actions
-    outputs, slopes = torch.func.jvp(network, (points, times), (velocities, torch.ones_like(times)))
+    outputs: Tensor
+    slopes: Tensor
+    outputs, slopes = torch.func.jvp(  # type: ignore[misc]
+        network, (points, times), (velocities, torch.ones_like(times))
+    )
     targets = points + (t - 1) * velocities - t * slopes
     targets = targets.detach().clamp(-TARGET_LIMIT, TARGET_LIMIT)
     return (outputs - targets).square().mean(-1)

@@ -34,7 +34,7 @@ def summarise(run_dir: Path, published_steps: int) -> str:
         lines += [
             f"These were {steps:,} of the {published_steps:,} updates of the published "
             f"protocol{hope}. The full one:",
-            f"  accelerate launch scripts/train.py --task {config['task']}",
+            f"  accelerate launch scripts/train.py --task {config['task']} --algo {config['algo']}",
         ]
     return "\n".join(lines)
 
