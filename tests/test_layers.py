@@ -16,15 +16,14 @@ PACKAGE = ROOT / "deflow_vision"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = {"types", "seeding", "tasks"}
-NUMERICS = {"flow", "diffusion", "consistency", "losses"}
+NUMERICS = {
+    *("flow", "noisy_flow", "shortcut", "meanflow", "diffusion", "consistency", "losses"),
+}
 MAY_IMPORT = {
     "types": set(),
     "seeding": set(),
     "tasks": {"types"},
-    "flow": GROUND,
-    "diffusion": GROUND,
-    "consistency": GROUND,
-    "losses": GROUND,
+    **dict.fromkeys(NUMERICS, GROUND | NUMERICS),
     "networks": GROUND | NUMERICS,
     "envs": GROUND,
     "datasets": GROUND | {"envs"},

@@ -25,7 +25,6 @@ Deviations from the reference:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,6 +41,7 @@ from deflow_vision.agents.base import (
     check_between,
     detached,
     frozen,
+    half_cosine,
     q_metrics,
     standard_normal,
 )
@@ -136,16 +136,10 @@ class MeanFlowQL(Agent):
         load_forward_mode()
         heads = ("critic", "flow")
         self.encoder = ObservationEncoder(spec, encoder_config, heads=heads, gradients_from=heads)
-        self.critic = Critic(
-            self.encoder.feature_dim,
-            spec.action_dim,
-            config.hidden_dims,
-            num_critics=config.num_critics,
-        )
+        dims = (self.encoder.feature_dim, spec.action_dim)
+        self.critic = Critic(*dims, config.hidden_dims, num_critics=config.num_critics)
         self.target_critic = ema_copy(self.critic)
-        self.flow = DiT(
-            self.encoder.feature_dim, spec.action_dim, config.policy_dim, config.policy_depth
-        )
+        self.flow = DiT(*dims, config.policy_dim, config.policy_depth)
         self.register_buffer("alpha", torch.tensor(float(config.alpha)))
         self.register_buffer("past_losses", torch.zeros(WINDOW))  # the newest last
         self.register_buffer("num_past", torch.tensor(0.0))
@@ -198,10 +192,7 @@ class MeanFlowQL(Agent):
         """
         config = self.config
         errors = meanflow_errors(
-            lambda x, t: self.flow(features["flow"], x, t),
-            batch.actions,
-            noises.flow,
-            noises.times,
+            lambda x, t: self.flow(features["flow"], x, t), batch.actions, noises.flow, noises.times
         )
         flow_loss = adaptive_mean(errors, config.adaptive_power, config.adaptive_offset)
         self.flow_loss.copy_(global_mean(flow_loss))
@@ -305,5 +296,4 @@ class MeanFlowQL(Agent):
         warmup = int(LR_WARMUP * total)
         if step < warmup:
             return step / warmup
-        progress = min((step - warmup) / max(total - warmup, 1), 1.0)
-        return LR_FLOOR + (1 - LR_FLOOR) * 0.5 * (1 + math.cos(math.pi * progress))
+        return LR_FLOOR + (1 - LR_FLOOR) * half_cosine(step - warmup, max(total - warmup, 1))

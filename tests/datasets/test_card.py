@@ -83,7 +83,7 @@ def test_the_card_says_where_the_data_come_from_and_how_large_they_are(path: Pat
     assert shown["versions"] == "x 2"
     assert shown["observations"] == "4x6x3 uint8, pixels"
     assert "times smaller" in shown["size"]
-    assert shown["compression"] == "zstd level 3, every chunk with a checksum"
+    assert shown["compression"] == "zstd level 1, every chunk with a checksum"
     assert shown["frames"] == "render profile unknown"
 
 

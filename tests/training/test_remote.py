@@ -65,9 +65,9 @@ def test_a_run_ends_in_an_outage_and_goes_on_after_it(
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
     assert ended.value.code == 2
-    # Saved before it validates: which of the arrays that both need is missed first is not fixed.
+    # Saved before it validates: which of the blocks that both need is missed first is not fixed.
     said = capsys.readouterr().err
-    assert re.search(rf"error: {re.escape(address)}/(train|val)/\S+/c/0", said)
+    assert re.search(rf"error: {re.escape(address)}/(train|val)/\S+/c/\d", said)
     assert "--resume" in said
     assert [c.step for c in checkpoint.checkpoints(run)] == [3]
 
