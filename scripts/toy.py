@@ -41,8 +41,10 @@ METHODS = (
     "deflow:refine_base_action=false",
     "fql",
     "fql:alpha=1",
+    "bc",
     "fbrac",
     "ifql",
+    "idql",
     "rebrac",
     "cac",
 )

@@ -189,7 +189,7 @@ def _sample(agent: Agent, method: str, data: Tensor, seed: int, seconds: float) 
 
 def draw(panels: Sequence[Panel], path: Path, title: str) -> Path:
     """Draw the panels side by side, the value as contours behind them; gives the path back."""
-    columns = min(len(panels), 5)
+    columns = len(panels) if len(panels) <= 5 else 4
     rows = -(-len(panels) // columns)
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(2.3 * columns, 3.1 * rows + 0.4), layout="constrained")
