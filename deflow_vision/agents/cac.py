@@ -220,7 +220,7 @@ class CAC(Agent):
         # The mean of the streams' coins falls below 1/2 as often as each of them.
         q_loss = -torch.where(global_mean(noises.coin) < 0.5, *ratios)
         losses = {"actor/consistency_loss": consistency, "actor/q_loss": self.config.eta * q_loss}
-        return losses, detached({"actor/q": q.mean(), "actor/num_times": count})
+        return losses, detached({"actor/q": q.mean(), "actor/num_times": count.to(q.device)})
 
     @torch.no_grad()
     def act(

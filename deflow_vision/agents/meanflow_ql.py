@@ -285,7 +285,7 @@ class MeanFlowQL(Agent):
             {
                 "params": groups[True],
                 "lr": self.config.flow_lr,
-                "schedule": self._lr_factor,
+                "schedule": lambda step: self._lr_factor(step),
                 **common,
             },
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import jaxtyping
@@ -53,6 +54,21 @@ def test_forward_is_deterministic(agent, algo, kind):
     for stage in stages(agent, algo):
         first, second = (agent(batch, noises, stage)[0] for _ in range(2))
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_losses_and_metrics_lie_on_the_agents_device(algo, monkeypatch):
+    # They are stacked to be logged. `meta` stands for a GPU; it has no autocast.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    agent = make_agent("state", algo=algo)
+    batch, noises = (
+        type(x)(*(field.to("meta") for field in x))
+        for x in (make_batch("state"), make_noises(agent))
+    )
+    agent.to("meta")
+    for stage in stages(agent, algo):
+        losses, metrics = agent(batch, noises, stage)
+        for name, value in {**losses, **metrics}.items():
+            assert value.device.type == "meta", name
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -161,6 +177,13 @@ def test_the_optimizer_holds_each_learning_parameter_once(agent):
     held = [p for group in agent.parameter_groups() for p in group["params"]]
     assert len(held) == len({id(p) for p in held})
     assert {id(p) for p in held} == {id(p) for p in agent.parameters() if p.requires_grad}
+
+
+def test_schedules_hold_no_agent(algo):
+    # Accelerate deep-copies the groups: a bound method would bring a second agent with it.
+    for group in make_agent("state", algo=algo).parameter_groups():
+        schedule = group.get("schedule")
+        assert copy.deepcopy(schedule) is schedule
 
 
 @pytest.fixture
