@@ -27,8 +27,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     )
     if precision == "bf16" and not has_bf16:
         log.warning("this device emulates bfloat16: float32 (--mixed-precision no) is much faster")
-    partial = DistributedDataParallelKwargs(find_unused_parameters=AGENTS[config.algo].staged)
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[partial])
+    # A choice of heads may leave the encoder without a gradient: the flow's alone, and frozen.
+    partial = AGENTS[config.algo].staged or config.encoder.gradients_from is not None
+    handler = DistributedDataParallelKwargs(find_unused_parameters=partial)
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[handler])
     if accelerator.device.type == "cpu":
         # The launcher sets OMP_NUM_THREADS=1, which would leave all other cores idle.
         shared = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

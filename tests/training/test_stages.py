@@ -8,6 +8,7 @@ import torch
 
 from deflow_vision.agents.rebrac import ReBRAC
 from deflow_vision.config import load
+from deflow_vision.training.devices import make_accelerator
 from deflow_vision.training.loop import train
 from tests.training.test_loop import assert_same_run, rows, weights
 
@@ -50,6 +51,15 @@ def test_validation_is_of_the_stage_of_its_step(configure, tmp_path):
     table = pd.read_csv(train(configure("state", tmp_path / "run", *REBRAC)) / "train.csv")
     assert list(table.loc[table["val/critic/loss"].notna(), "step"]) == [0, 3, 6]
     assert list(table.loc[table["val/actor/penalty"].notna(), "step"]) == [0, 6]
+
+
+@pytest.mark.parametrize(
+    ("flags", "partial"),
+    [((), False), (REBRAC, True), (("--encoder.gradients-from", "flow"), True)],
+)
+def test_processes_wait_for_no_gradient_that_may_not_come(configure, tmp_path, flags, partial):
+    accelerator = make_accelerator(configure("pixels", tmp_path / "run", *flags))
+    assert accelerator.ddp_handler.find_unused_parameters == partial
 
 
 class Watched:
