@@ -12,12 +12,17 @@ from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 
 from deflow_vision.agents import AGENTS
 from deflow_vision.config import TrainConfig, resolve_mixed_precision
+from deflow_vision.types import UserError
 
 log = logging.getLogger(__name__)
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Devices, processes and precision, from the launcher and the configuration."""
+    """Devices, processes and precision, from the launcher and the configuration.
+
+    Raises:
+        UserError: the launcher asks for what training does not do.
+    """
     # Ranks wait for the main process while it evaluates, which may take long.
     use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     device = PartialState(cpu=use_cpu, timeout=timedelta(hours=6)).device
@@ -31,6 +36,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     partial = AGENTS[config.algo].staged or config.encoder.gradients_from is not None
     handler = DistributedDataParallelKwargs(find_unused_parameters=partial)
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[handler])
+    if accelerator.gradient_accumulation_steps > 1:
+        raise UserError(
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS is "
+            f"{accelerator.gradient_accumulation_steps}: each update takes one batch; unset it, "
+            "and split batches over processes where memory is short."
+        )
     if accelerator.device.type == "cpu":
         # The launcher sets OMP_NUM_THREADS=1, which would leave all other cores idle.
         shared = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

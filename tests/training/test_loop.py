@@ -248,6 +248,14 @@ def test_a_store_without_the_goal_is_refused(configure, tmp_path):
         train(configure("state", tmp_path / "run", "--task", "cube-single-play-task2"))
 
 
+def test_accumulation_of_gradients_is_refused(configure, tmp_path, monkeypatch):
+    # Accelerate would divide the losses by 4, and each update would take one batch all the same.
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(UserError, match=r"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is 4"):
+        train(configure("state", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_online_steps_are_refused(configure, tmp_path):
     with pytest.raises(UserError, match="--online-steps 0"):
         train(configure("state", tmp_path / "run", "--online-steps", "5"))
