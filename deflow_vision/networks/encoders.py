@@ -64,15 +64,20 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
 """Encoders by name. Each has `feature_dim` and maps (B, H, W, C) uint8 (or (B, D)) to (B, D)."""
 
 
+def encoder_name(spec: Spec, config: EncoderConfig) -> str:
+    """What `auto` means for these observations; other names as they are."""
+    if config.name != "auto":
+        return config.name
+    return "impala_small" if spec.pixels else "identity"
+
+
 def make_encoder(spec: Spec, config: EncoderConfig) -> nn.Module:
     """Build one encoder for the observations of `spec`.
 
     Raises:
         UserError: the name is unknown, or its encoder does not fit this kind of observation.
     """
-    name = config.name
-    if name == "auto":
-        name = "impala_small" if spec.pixels else "identity"
+    name = encoder_name(spec, config)
     if (name == "identity") == spec.pixels:
         kind = "pixel" if spec.pixels else "state"
         raise UserError(

@@ -6,6 +6,7 @@ import logging
 
 from deflow_vision.agents.base import Agent
 from deflow_vision.config import TrainConfig
+from deflow_vision.networks.encoders import encoder_name
 from deflow_vision.training.restore import load_policy
 from deflow_vision.types import UserError
 
@@ -35,10 +36,10 @@ def begin_from(agent: Agent, config: TrainConfig) -> None:
     if not hasattr(other, "bc_flow"):
         raise UserError(
             f"{source} is a run of {other_config.algo}, which has no flow of the data's actions: "
-            "agent.bc_flow_from takes a run of bc_flow, deflow, fql or ifql."
+            "agent.bc_flow_from takes a run of bc_flow, deflow, deflow_floq, fql, floq or ifql."
         )
     theirs, ours = (
-        (a.spec.observation_shape, a.spec.action_dim, c.encoder.name)
+        (a.spec.observation_shape, a.spec.action_dim, encoder_name(a.spec, c.encoder))
         for a, c in ((other, other_config), (agent, config))
     )
     if theirs != ours:
