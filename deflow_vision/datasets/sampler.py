@@ -54,6 +54,8 @@ def make_sampler(
     residency: Residency = "auto",
     fields: Sequence[str] = (),
     discount: float = 0.99,
+    reward_scale: float = 1.0,
+    reward_shift: float = 0.0,
     budget_bytes: int | None = None,
     block_length: int | None = None,
     window_blocks: int | None = None,
@@ -73,6 +75,8 @@ def make_sampler(
             batches hold the numbers of frames: the caller has the frames there.
         fields: optional fields of the batch, see `Fields`.
         discount: gamma of `mc_returns`.
+        reward_scale: see `Fields`.
+        reward_shift: see `Fields`.
         budget_bytes: see `plan_residency`.
         block_length: see `plan_residency`.
         window_blocks: see `plan_residency`.
@@ -105,6 +109,7 @@ def make_sampler(
         window_blocks=window_blocks,
         device_bytes=device_bytes,
     )
+    extra = Fields(split, goal, index, fields, discount, reward_scale, reward_shift)
     rows = batch_size // num_streams
     uniform = Uniform(index, rows, seed=seed, streams=streams)
     if plan.residency != "stream":
@@ -112,7 +117,7 @@ def make_sampler(
             "%s split\n%s\nmixing        uniform with replacement over %s transitions",
             *(split.name, plan.describe(), f"{len(index):,}"),
         )
-        return UniformSampler(split, Fields(split, goal, index, fields, discount), uniform, plan)
+        return UniformSampler(split, extra, uniform, plan)
     epochs = Epochs(
         index,
         rows,
@@ -124,7 +129,7 @@ def make_sampler(
     )
     mixing = measure_mixing(epochs).describe(measure_mixing(uniform))
     _log.info("%s split\n%s\nmixing        %s", split.name, plan.describe(), mixing)
-    return StreamSampler(split, Fields(split, goal, index, fields, discount), epochs, plan)
+    return StreamSampler(split, extra, epochs, plan)
 
 
 class UniformSampler:

@@ -86,6 +86,9 @@ class Fields:
             transition of an episode the current one, as DeFlow's fork of FQL has it. `mc_returns`
             are computed here, of the whole split, and held.
         discount: gamma of `mc_returns`.
+        reward_scale: what rewards are multiplied by before `mc_returns` are summed; the batch's
+            rewards stay as they are.
+        reward_shift: what is then added to them.
 
     Attributes:
         arrays: the zarr arrays that `Rows` come from.
@@ -102,6 +105,8 @@ class Fields:
         index: Transitions,
         names: Sequence[str] = (),
         discount: float = 0.99,
+        reward_scale: float = 1.0,
+        reward_shift: float = 0.0,
     ) -> None:
         unknown = sorted(set(names) - set(FIELDS))
         if unknown:
@@ -109,11 +114,11 @@ class Fields:
         self._index = index
         self.arrays = (split.actions, *split.labels(goal))
         self._next_actions = "next_actions" in names
-        self._returns = (
-            returns_to_go(split.rewards(goal), split.masks(goal), index.episode_ends, discount)
-            if "mc_returns" in names
-            else None
-        )
+        self._returns: Float32[np.ndarray, " N"] | None = None
+        if "mc_returns" in names:
+            rewards = reward_scale * split.rewards(goal) + reward_shift
+            ends = index.episode_ends
+            self._returns = returns_to_go(rewards, split.masks(goal), ends, discount)
 
     def read_all(self) -> Rows:
         """The rows of all states, some 30 bytes each."""
@@ -154,17 +159,20 @@ def returns_to_go(
     masks: Float32[np.ndarray, " N"],
     episode_ends: Int64[np.ndarray, " E"],
     discount: float,
+    failure: float | None = None,
 ) -> Float32[np.ndarray, " N"]:
     """Monte-Carlo returns R_t = r_t + gamma m_t R_{t+1} within each episode's transitions.
 
-    As Cal-QL's code has it, an episode whose rewards are all the least reward of the data (a
-    failure throughout) has R = r / (1 - gamma), as if it went on for ever.
+    As Cal-QL's code has it, an episode that fails throughout, its rewards all the least reward of
+    the data, has R = r / (1 - gamma), as if it went on for ever.
 
     Args:
         rewards: r of every stored state.
         masks: m of every stored state; a return does not look past a true termination.
         episode_ends: one past the last state of each episode.
         discount: gamma, in [0, 1).
+        failure: the reward of failure; by default the least of these rewards, which is right for a
+            dataset, but not for a single episode.
 
     Returns:
         R of every stored state, 0 at the last of an episode, where no transition starts.
@@ -182,7 +190,8 @@ def returns_to_go(
         returns[states] = rewards[states] + discount * masks[states] * returns[states + 1]
     starts_transition = np.ones(len(rewards), bool)
     starts_transition[last] = False
-    failure = rewards[starts_transition].min(initial=np.inf)
+    if failure is None:
+        failure = float(rewards[starts_transition].min(initial=np.inf))
     better = np.concatenate([[0], np.cumsum(starts_transition & (rewards > failure))])
     failed = better[episode_ends] == better[episode_ends - lengths - 1]
     returns[np.repeat(failed, lengths + 1) & starts_transition] = failure / (1 - discount)
