@@ -17,6 +17,7 @@ from deflow_vision.agents.ifql import IFQL
 from deflow_vision.agents.iql import IQL
 from deflow_vision.agents.meanflow_ql import MeanFlowQL
 from deflow_vision.agents.rebrac import ReBRAC
+from deflow_vision.agents.rlpd import RLPD
 from deflow_vision.agents.sac_flow import SACFlow
 from deflow_vision.agents.sorl import SORL
 from deflow_vision.agents.srpo import SRPO
@@ -36,6 +37,7 @@ AGENTS: dict[str, type[Agent]] = {
     "iql": IQL,
     "meanflow_ql": MeanFlowQL,
     "rebrac": ReBRAC,
+    "rlpd": RLPD,
     "sac_flow": SACFlow,
     "sorl": SORL,
     "srpo": SRPO,
