@@ -139,19 +139,33 @@ class Fields:
             rows: hold those states and the ones after them.
             places: of the states in `rows`.
         """
-        next_actions = None
-        if self._next_actions:
-            ends = self._index.episode_ends[self._index.episodes(states)]
-            next_actions = rows.actions[np.where(states + 2 < ends, places + 1, places)]
-            next_actions = next_actions.clip(-ACTION_LIMIT, ACTION_LIMIT)
-        return FrameBatch(
-            frames=frames,
-            actions=rows.actions[places].clip(-ACTION_LIMIT, ACTION_LIMIT),
-            rewards=rows.rewards[places],
-            masks=rows.masks[places],
-            next_actions=next_actions,
-            mc_returns=None if self._returns is None else self._returns[states],
-        )
+        returns = None if self._returns is None else self._returns[states]
+        return join(self._index, frames, states, rows, places, returns, self._next_actions)
+
+
+def join(
+    index: Transitions,
+    frames: np.ndarray,
+    states: Int64[np.ndarray, " B"],
+    rows: Rows,
+    places: Int64[np.ndarray, " B"],
+    mc_returns: Float32[np.ndarray, " B"] | None,
+    with_next_actions: bool,
+) -> FrameBatch:
+    """The batch of some transitions from its parts; arguments as in `Fields.batch`."""
+    next_actions = None
+    if with_next_actions:
+        ends = index.episode_ends[index.episodes(states)]
+        next_actions = rows.actions[np.where(states + 2 < ends, places + 1, places)]
+        next_actions = next_actions.clip(-ACTION_LIMIT, ACTION_LIMIT)
+    return FrameBatch(
+        frames=frames,
+        actions=rows.actions[places].clip(-ACTION_LIMIT, ACTION_LIMIT),
+        rewards=rows.rewards[places],
+        masks=rows.masks[places],
+        next_actions=next_actions,
+        mc_returns=mc_returns,
+    )
 
 
 def returns_to_go(
