@@ -6,6 +6,7 @@ from deflow_vision.agents.base import Agent
 from deflow_vision.agents.bc import BC
 from deflow_vision.agents.bc_flow import BCFlow
 from deflow_vision.agents.cac import CAC
+from deflow_vision.agents.calql import CalQL
 from deflow_vision.agents.deflow import DeFlow
 from deflow_vision.agents.deflow_floq import DeFlowFloq
 from deflow_vision.agents.fawac import FAWAC
@@ -26,6 +27,7 @@ AGENTS: dict[str, type[Agent]] = {
     "bc": BC,
     "bc_flow": BCFlow,
     "cac": CAC,
+    "calql": CalQL,
     "deflow": DeFlow,
     "deflow_floq": DeFlowFloq,
     "fawac": FAWAC,

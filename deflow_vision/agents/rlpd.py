@@ -41,6 +41,7 @@ from deflow_vision.agents.base import (
     Generators,
     Losses,
     Metrics,
+    check_between,
     detached,
     frozen,
     q_metrics,
@@ -76,8 +77,7 @@ class RLPDConfig(ActorCriticConfig):
                 f"target_subset is {self.target_subset}, must lie in 1 to num_critics "
                 f"({self.num_critics})"
             )
-        if not abs(self.target_entropy) < float("inf"):
-            raise UserError(f"target_entropy is {self.target_entropy}, must be finite")
+        check_between(self, -float("inf"), float("inf"), "target_entropy")
 
 
 class RLPDNoises(NamedTuple):
