@@ -191,7 +191,8 @@ class RLPD(Agent):
 
     def policy(self, features: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (B, A) and log pi (B,): features (B, D), noises (B, A)."""
-        return squashed_gaussian_sample(*self.actor(features), noises)
+        means, log_stds = self.actor(features)
+        return squashed_gaussian_sample(means, log_stds, noises)
 
     @torch.no_grad()
     def features(self, observations: Tensor, head: str) -> Tensor:
