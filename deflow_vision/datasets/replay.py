@@ -43,7 +43,9 @@ class Replay:
         fields: optional fields of a batch. With "mc_returns" only finished episodes are drawn
             from, since a running one has no return yet.
         discount: gamma of `mc_returns`.
-        failure: the reward of a failure, for `mc_returns`.
+        reward_scale: what rewards are multiplied by before `mc_returns` are summed.
+        reward_shift: what is then added to them.
+        failure: the reward of a failure, for `mc_returns`: the least of the dataset.
         saved: of `state`, in a checkpoint to go on from; None for an empty buffer.
 
     Raises:
@@ -61,13 +63,16 @@ class Replay:
         capacity: int,
         fields: Sequence[str] = (),
         discount: float = 0.99,
-        failure: float | None = None,
+        reward_scale: float = 1.0,
+        reward_shift: float = 0.0,
+        failure: float = -1.0,
         saved: Mapping[str, Any] | None = None,
     ) -> None:
         self._capacity, self._frame_stack = capacity, frame_stack
         self._next_actions = "next_actions" in fields
         self._with_returns = "mc_returns" in fields
-        self._discount, self._failure = discount, failure
+        self._discount, self._scaling = discount, (reward_scale, reward_shift)
+        self._failure = failure
         folder.mkdir(parents=True, exist_ok=True)
         self._frames = _Column(folder / "frames.bin", dtype, observation_shape)
         self._steps = _Column(folder / "steps.bin", "float32", (action_dim + 3,))
@@ -185,7 +190,11 @@ class Replay:
         """Monte-Carlo returns of the finished episodes from state `start` on."""
         rows = self._steps.rows()[start:]
         ends = self._ends[self._ends > start] - start
-        return returns_to_go(rows[:, -3], rows[:, -2], ends, self._discount, self._failure)
+        scale, shift = self._scaling
+        # The failure's reward is rounded as the others are, so that they can be equal.
+        rewards = scale * np.append(rows[:, -3], np.float32(self._failure)) + shift
+        failure = float(rewards[-1])
+        return returns_to_go(rewards[:-1], rows[:, -2], ends, self._discount, failure)
 
 
 class _Column:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from jaxtyping import Int64
 
 from deflow_vision.datasets.draws import Epochs, Uniform
 from deflow_vision.datasets.mixing import measure_mixing
@@ -35,6 +36,10 @@ class Sampler(Protocol):
 
     def batch(self, step: int) -> FrameBatch:
         """This process's part of the batch of `step`: its streams' parts, in order."""
+        ...
+
+    def transitions(self, step: int) -> Int64[np.ndarray, " B"]:
+        """The numbers of that batch's transitions among the split's valid ones."""
         ...
 
     def close(self) -> None:
@@ -161,6 +166,10 @@ class UniformSampler:
             else gather(self._observations, places, self._spare)
         )
         return self._fields.batch(frames, states, self._rows, states)
+
+    def transitions(self, step: int) -> Int64[np.ndarray, " B"]:
+        """The numbers of that batch's transitions."""
+        return self._draws.index.before(self._draws.states(step))
 
     def close(self) -> None:
         """Drop the frames."""

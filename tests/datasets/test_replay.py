@@ -144,6 +144,7 @@ def test_a_damaged_buffer_is_refused_by_name(make, pixels, tmp_path, damage):
 
 def test_returns_are_of_finished_episodes_and_no_other_is_drawn_from(make, pixels):
     arguments = {"fields": ("mc_returns",), "discount": 0.9, "failure": -2.0}
+    arguments |= {"reward_scale": 10.0, "reward_shift": 0.1}
     replay = make(**arguments)
     fill(replay, (4, 3), pixels, running=True)
     assert len(replay) == 3
@@ -151,7 +152,8 @@ def test_returns_are_of_finished_episodes_and_no_other_is_drawn_from(make, pixel
     assert len(replay) == 5
     number = np.arange(7)
     rewards, masks = -(number % 3).astype(np.float32), (number % 5 != 0).astype(np.float32)
-    wanted = returns_to_go(rewards, masks, np.array([4, 7]), 0.9, -2.0)[[0, 1, 2, 4, 5]]
+    scaled = (10 * rewards + 0.1, masks, np.array([4, 7]))
+    wanted = returns_to_go(*scaled, 0.9, -19.9)[[0, 1, 2, 4, 5]]
     np.testing.assert_allclose(replay.batch(np.arange(5)).mc_returns, wanted)
     saved = replay.state()
     replay.close()
@@ -164,3 +166,13 @@ def test_the_next_action_of_the_newest_transition_is_its_own_until_there_is_anot
     fill(replay, (4,), pixels, running=True)
     batch = replay.batch(np.arange(3))
     np.testing.assert_allclose(batch.next_actions[:, 0], [0.001, 0.002, 0.002])
+
+
+def test_an_episode_of_nothing_but_failure_returns_as_if_it_went_on(make, pixels):
+    replay = make(fields=("mc_returns",), discount=0.9, failure=-0.3, reward_scale=0.7)
+    frames = frames_of(0, 3, pixels=pixels)
+    replay.begin(frames[0])
+    for frame in frames[1:]:
+        replay.add(np.zeros(A), -0.3, 1.0, frame)
+    replay.end()
+    np.testing.assert_allclose(replay.batch(np.arange(2)).mc_returns, -2.1, rtol=1e-6)
