@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from deflow_vision.agents.calql import CalQLConfig
+from deflow_vision.agents.calql import CalQLConfig, judged
 from deflow_vision.config import compose
 from deflow_vision.training.loop import make_optimizer
 from tests.agents.conftest import A, B, make_agent, make_batch, make_noises
@@ -114,6 +114,31 @@ def test_a_floor_above_q_stops_the_push_on_the_policys_actions_alone(returns, pu
     (gradient,) = torch.autograd.grad(losses["critic/cql_loss"], others)
     of_kinds = gradient.view(B, 3, K).abs().sum((0, 2))  # uniform, of pi(s'), of pi(s)
     assert (of_kinds > 0).tolist() == pushed
+
+
+def test_each_state_is_judged_with_its_own_actions():
+    agent = calql()
+    features, actions = make_batch("state").observations, torch.rand(B, K, A)
+    together = judged(agent.critic, features, actions)
+    for k in range(K):
+        torch.testing.assert_close(together[..., k], agent.critic(features, actions[:, k]))
+
+
+@pytest.mark.parametrize("field", ["next_observations", "observations"])
+def test_a_third_of_the_actions_comes_from_either_states_policy_and_all_are_judged_at_s(field):
+    agent = calql()
+    seen = []
+    agent.critic.register_forward_hook(lambda module, inputs, output: seen.append(inputs))
+    batch, noises = make_batch("state"), make_noises(agent)
+    losses_of(agent, batch, noises)
+    ((features, actions),) = [inputs for inputs in seen if len(inputs[1]) == B * 3 * K]
+    assert torch.equal(features, batch.observations.repeat_interleave(3 * K, 0))
+    of_kinds = actions.view(B, 3, K, A)
+    assert torch.equal(of_kinds[:, 0], noises.uniform)
+    place, drawn = (1, noises.next) if field == "next_observations" else (2, noises.current)
+    torch.testing.assert_close(
+        of_kinds[:, place], agent.policy(getattr(batch, field), drawn)[0].detach()
+    )
 
 
 def test_uniform_actions_have_no_floor():
@@ -271,6 +296,11 @@ def test_networks_start_orthogonal_without_norms_and_with_a_narrow_policy():
 def test_tasks_have_the_published_settings(task, settings):
     agent = compose(task, "calql").agent
     assert {name: getattr(agent, name) for name in settings} == settings
+
+
+def test_online_half_of_a_batch_is_the_datasets():
+    online = compose("cube-double-play", "calql").online
+    assert (online.sampling, online.ratio) == ("ratio", 0.5)
 
 
 @pytest.mark.parametrize(

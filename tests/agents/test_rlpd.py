@@ -166,6 +166,11 @@ def test_the_tasks_switches_are_the_only_settings_of_a_task(task, q_agg, discoun
     assert compose(task, "rlpd").agent == RLPDConfig(q_agg=q_agg, discount=discount)
 
 
+def test_there_is_no_offline_phase_and_batches_are_balanced():
+    config = compose("cube-double-play", "rlpd")
+    assert (config.offline_steps, config.online.sampling) == (0, "balanced")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
