@@ -73,6 +73,7 @@ def _train(setup: Setup) -> Path:
     with setup.progress() as progress:
         meter = _Meter(feed, collector)
         recent: dict[str, Tensor] = {}  # latest values: some stages leave out some of them
+        played: dict[str, float] = {}  # the last episode of the training environment
         to_save = False
         for step in range(start, last + 1):
             loaded = step == start and setup.resume_from is not None
@@ -103,6 +104,7 @@ def _train(setup: Setup) -> Path:
                     agent.begin_online()
                     drop_what_learns_no_more(agent, optimizer)
                 episode = collector(agent, step)
+                played |= episode
             batch, noises = feed(step)
             losses, metrics = wrapped(batch, noises, agent.stage(step))
             wrapped_optimizer.zero_grad(set_to_none=True)
@@ -124,7 +126,7 @@ def _train(setup: Setup) -> Path:
                 row |= meter.read()
                 if logger is not None:
                     logger.log(step + 1, row)
-                progress.show(step + 1, row)
+                progress.show(step + 1, row | played)
             if episode and logger is not None:
                 logger.log(step + 1, episode)
             progress.update(step + 1)

@@ -165,3 +165,15 @@ class Faulty(Walk):
 
 def make_faulty() -> gymnasium.Env:
     return TimeLimit(Faulty(pixels=False), max_episode_steps=5)
+
+
+class Sleepy(Walk):
+    """Falls asleep where it is asked for much."""
+
+    def step(self, action: np.ndarray) -> Any:
+        time.sleep(100 * float(action[0] > 0.5))
+        return super().step(action)
+
+
+def make_sleepy() -> gymnasium.Env:
+    return TimeLimit(Sleepy(pixels=False), max_episode_steps=5)

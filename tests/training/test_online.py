@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deflow_vision.config import load
+from deflow_vision.config.schema import OnlineConfig
 from deflow_vision.datasets.store import StoreWriter
 from deflow_vision.envs.pool import EnvPool
 from deflow_vision.seeding import derive_seed
@@ -18,6 +19,7 @@ from deflow_vision.training.checkpoint import checkpoints
 from deflow_vision.training.loop import train
 from deflow_vision.training.restore import load_policy
 from deflow_vision.types import UserError
+from tests.training.conftest import write_task_store
 from tests.training.test_loop import assert_same_run, copy_of_run, rows, weights
 
 ENVS = {"state": "make_walk", "pixels": "make_seen_walk", "faulty": "make_faulty"}
@@ -204,6 +206,33 @@ def test_other_samplings_train_otherwise(run, sampling):
     assert not all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_the_dataset_is_overwritten_where_that_is_asked_for(run, monkeypatch):
+    monkeypatch.setattr("deflow_vision.training.batches.REFERENCE_SLOTS", 1)
+    kept, lost = run("state", "kept"), run("state", "lost", "--online.overwrite-offline")
+    ours, theirs = weights(kept, LAST), weights(lost, LAST)
+    assert not all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"utd_ratio": 0}, r"online\.utd_ratio is 0, must be at least 1"),
+        ({"capacity": 0}, r"online\.capacity is 0, must be at least 1"),
+        ({"ratio": 1.5}, r"online\.ratio is 1\.5, must lie in \[0, 1\]"),
+        ({"overwrite_offline": True, "sampling": "balanced"}, r"Pass --online\.sampling union"),
+    ],
+)
+def test_values_without_a_meaning_are_refused(values, words):
+    with pytest.raises(ValueError, match=words):
+        OnlineConfig(**values)
+
+
+def test_a_buffer_that_is_overwritten_into_the_dataset_must_hold_the_whole_phase(run, capsys):
+    with pytest.raises(SystemExit):
+        run("state", "run", "--online.overwrite-offline", "--online.capacity", "5")
+    assert "online.capacity is 5" in capsys.readouterr().err
+
+
 def test_what_the_online_phase_uses_may_change_until_it_begins_and_not_after(run, tmp_path):
     whole = run("state", "whole")
     offline = cut(whole, tmp_path / "offline", OFFLINE)
@@ -309,6 +338,31 @@ def test_a_fixed_flow_leaves_the_optimizer_and_resumes_bit_for_bit(kind, run, tm
     whole = run(kind, "whole", *flags)
     assert any("/bc_flow" in name for name in weights(whole, OFFLINE))
     assert not any("/bc_flow" in name for name in weights(whole, LAST))
+    step = [c.step for c in checkpoints(whole)][-2]
+    assert step > OFFLINE
+    killed = cut(whole, tmp_path / "killed", step)
+    train(load(["--resume", str(killed)]))
+    assert_same_run(whole, killed, LAST)
+
+
+@pytest.mark.slow
+def test_a_real_arm_is_played_and_resumes_bit_for_bit(kind, configure, tmp_path):
+    store = write_task_store(tmp_path / "arm.zarr", kind, render_profile="draft")
+    flags = ("--data.path", str(store), "--offline-steps", "2", "--online-steps", "206")
+    flags += ("--checkpoint.every", "100", "--eval.every", "0")
+    whole = train(configure(kind, tmp_path / "whole", *flags))
+    (ended,) = online_rows(whole).to_dict("records")
+    assert (ended["step"], ended["online/length"], ended["online/return"]) == (202, 200, -200)
+    killed = cut(whole, tmp_path / "killed", 202)
+    assert [c.step for c in checkpoints(killed)] == [2, 202]
+    train(load(["--resume", str(killed)]))
+    assert_same_run(whole, killed, 208)
+    assert replay_files(killed) == replay_files(whole)
+
+
+@pytest.mark.parametrize("algo", ["rlpd", "calql", "rebrac", "deflow_floq"])
+def test_methods_with_stages_or_further_fields_resume_bit_for_bit(run, tmp_path, algo):
+    whole = run("state", "whole", "--algo", algo, "--checkpoint.every", "5")
     step = [c.step for c in checkpoints(whole)][-2]
     assert step > OFFLINE
     killed = cut(whole, tmp_path / "killed", step)
