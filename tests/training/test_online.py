@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -54,27 +58,26 @@ def walks(tmp_path_factory):
     return stores | {"faulty": stores["state"]}
 
 
+def arguments(kind, walks, run_dir):
+    """The command line of a tiny run."""
+    encoder = ("--encoder.name", "impala_debug") if kind == "pixels" else ()
+    return [
+        *("--env", f"tests.envs.own_envs:{ENVS[kind]}", "--task", "walk", *encoder),
+        *("--data.path", str(walks[kind]), "--run-dir", str(run_dir)),
+        *("--agent.hidden-dims", "8", "12", "--batch-size", "6"),
+        *("--offline-steps", str(OFFLINE), "--online-steps", str(ONLINE)),
+        *("--checkpoint.every", "3", "--checkpoint.keep", "99", "--log.every", "1"),
+        *("--eval.every", "5", "--eval.episodes", "0", "--eval.val-batches", "1"),
+        *("--num-threads", "1"),
+    ]
+
+
 @pytest.fixture
 def run(walks, tmp_path):
     """A tiny run in its own folder."""
-
-    def run(kind, name, *flags):
-        encoder = ("--encoder.name", "impala_debug") if kind == "pixels" else ()
-        return train(
-            load(
-                [
-                    *("--env", f"tests.envs.own_envs:{ENVS[kind]}", "--task", "walk", *encoder),
-                    *("--data.path", str(walks[kind]), "--run-dir", str(tmp_path / name)),
-                    *("--agent.hidden-dims", "8", "12", "--batch-size", "6"),
-                    *("--offline-steps", str(OFFLINE), "--online-steps", str(ONLINE)),
-                    *("--checkpoint.every", "3", "--checkpoint.keep", "99", "--log.every", "1"),
-                    *("--eval.every", "5", "--eval.episodes", "0", "--eval.val-batches", "1"),
-                    *("--num-threads", "1", *flags),
-                ]
-            )
-        )
-
-    return run
+    return lambda kind, name, *flags: train(
+        load([*arguments(kind, walks, tmp_path / name), *flags])
+    )
 
 
 def replay_files(run_dir):
@@ -368,3 +371,23 @@ def test_methods_with_stages_or_further_fields_resume_bit_for_bit(run, tmp_path,
     killed = cut(whole, tmp_path / "killed", step)
     train(load(["--resume", str(killed)]))
     assert_same_run(whole, killed, LAST)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_in_the_online_phase_goes_on_bit_for_bit(run, walks, tmp_path):
+    flags = ("--online-steps", "100", "--eval.every", "0", "--checkpoint.every", "10")
+    whole = run("pixels", "whole", *flags)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "scripts/train.py", *arguments("pixels", walks, killed), *flags],
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and sum(c.step > OFFLINE for c in checkpoints(killed)) < 2:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert OFFLINE < checkpoints(killed)[-1].step < OFFLINE + 100
+    train(load(["--resume", str(killed)]))
+    assert_same_run(whole, killed, OFFLINE + 100)
+    assert replay_files(killed) == replay_files(whole)
