@@ -67,7 +67,7 @@ def awr_weights(
     return (alpha * advantages).exp().clamp(max=limit).detach()
 
 
-def global_mean(x: Tensor) -> Tensor:
+def global_mean(x: Tensor, dim: int | None = None) -> Tensor:
     """The mean of x over the whole global batch, constant for the gradient.
 
     Under several processes each holds a part of equal size; statistics that divide a loss (such as
@@ -75,11 +75,12 @@ def global_mean(x: Tensor) -> Tensor:
 
     Args:
         x: this process's part, any shape.
+        dim: the one dimension that the mean is over; by default all of them.
 
     Returns:
-        A scalar, equal on all processes.
+        The mean, a scalar without `dim`, equal on all processes.
     """
-    mean = x.detach().mean()
+    mean = x.detach().mean(dim)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         mean = mean.clone()
         dist.all_reduce(mean)

@@ -61,3 +61,8 @@ def test_a_global_mean_is_constant_for_the_gradient():
     mean = global_mean(x)
     assert mean.item() == 2.0
     assert not mean.requires_grad
+
+
+def test_a_global_mean_may_be_over_one_dimension():
+    x = torch.tensor([[1.0, 5.0], [3.0, 9.0]])
+    assert global_mean(x, 0).tolist() == [2.0, 7.0]

@@ -6,6 +6,7 @@ from deflow_vision.agents.base import Agent
 from deflow_vision.agents.bc import BC
 from deflow_vision.agents.bc_flow import BCFlow
 from deflow_vision.agents.cac import CAC
+from deflow_vision.agents.calql import CalQL
 from deflow_vision.agents.deflow import DeFlow
 from deflow_vision.agents.deflow_floq import DeFlowFloq
 from deflow_vision.agents.fawac import FAWAC
@@ -17,6 +18,7 @@ from deflow_vision.agents.ifql import IFQL
 from deflow_vision.agents.iql import IQL
 from deflow_vision.agents.meanflow_ql import MeanFlowQL
 from deflow_vision.agents.rebrac import ReBRAC
+from deflow_vision.agents.rlpd import RLPD
 from deflow_vision.agents.sac_flow import SACFlow
 from deflow_vision.agents.sorl import SORL
 from deflow_vision.agents.srpo import SRPO
@@ -25,6 +27,7 @@ AGENTS: dict[str, type[Agent]] = {
     "bc": BC,
     "bc_flow": BCFlow,
     "cac": CAC,
+    "calql": CalQL,
     "deflow": DeFlow,
     "deflow_floq": DeFlowFloq,
     "fawac": FAWAC,
@@ -36,6 +39,7 @@ AGENTS: dict[str, type[Agent]] = {
     "iql": IQL,
     "meanflow_ql": MeanFlowQL,
     "rebrac": ReBRAC,
+    "rlpd": RLPD,
     "sac_flow": SACFlow,
     "sorl": SORL,
     "srpo": SRPO,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -122,6 +122,13 @@ class Agent(nn.Module, ABC):
     def update_targets(self, step: int) -> None:
         """Move the slow copies; called after backward, before the optimizer's step."""
 
+    def begin_online(self) -> None:
+        """Make the agent ready for its online phase, once, before the first update of it.
+
+        It may freeze parts and give them copies of networks. Whatever learns afterwards must have
+        learnt before: the optimizer drops what learns no more, and takes nothing new.
+        """
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups; by default one, of all that learns, at `config.lr`.
 
@@ -130,6 +137,11 @@ class Agent(nn.Module, ABC):
         """
         learning = [p for p in self.parameters() if p.requires_grad]
         return [{"params": learning, "lr": self.config.lr, "weight_decay": 0.0}]
+
+
+def part_of(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights of one module of a state, under its own names."""
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
 def detached(metrics: dict[str, Tensor]) -> Metrics:

@@ -11,7 +11,8 @@ The critic's gradient reaches f only; it never passes through the flow's ODE sol
 Deviations from the reference:
     - With `use_lagrange` off, the penalty is alpha * D; the reference applies alpha twice.
     - A shared image encoder is the default; `encoder.sharing=separate` is the reference's form.
-    - There is no `fix_bc_flow_online`: training is offline only.
+    - `fix_bc_flow_online` keeps the base flow and a copy of its encoder to the bit; the reference
+      multiplies its loss by 0, and Adam's moments go on moving it for a while.
     - `inference=max_q` takes the proposal of the greatest Q; the reference, against its own
       docstring, takes that of the least.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -36,6 +38,7 @@ from deflow_vision.agents.base import (
     check_at_least,
     detached,
     frozen,
+    part_of,
     q_metrics,
     standard_normal,
 )
@@ -71,6 +74,8 @@ class DeFlowConfig(ActorCriticConfig):
     """A run folder whose flow, of a `bc_flow` run say, is the base flow at the start."""
     freeze_bc_flow: bool = False
     """Keep the base flow, and the encoder it reads, as it is at the start."""
+    fix_bc_flow_online: bool = False
+    """Keep the base flow, and the encoder it reads, as the offline phase left them."""
     refine_base_action: bool = True
     """f sees the base action; otherwise the state alone, as a residual policy would (ablation)."""
     inference: Literal["sample", "max_q", "iterate"] = "sample"
@@ -133,9 +138,9 @@ class DeFlow(Agent):
         self.target_critic = ema_copy(self.critic)
         self.bc_flow = VelocityField(*dims)
         self.refinement = VelocityField(*dims, timed=False)
+        self.flow_learns = True
         if config.freeze_bc_flow:
-            self.bc_flow.requires_grad_(False)
-            self.encoder.freeze_copy("flow")
+            self._freeze_flow()
         if config.use_lagrange:
             self.log_alpha = nn.Parameter(torch.tensor(config.initial_log_alpha))
 
@@ -149,15 +154,22 @@ class DeFlow(Agent):
             base_action=standard_normal(batch_size, dim, generator),
         )
 
-    def load_bc_flow(self, weights: Mapping[str, Tensor]) -> None:
-        """Begin from the flow of another agent, and from the encoder that it reads.
+    def begin_online(self) -> None:
+        """Freeze the base flow where that is asked for; all else goes on, the multiplier too."""
+        if self.config.fix_bc_flow_online:
+            self._freeze_flow()
 
-        Args:
-            weights: that agent's state, of the same networks and observations.
-        """
-        self.bc_flow.load_state_dict(_part(weights, "bc_flow."))
-        encoder = _part(weights, "encoder.encoders.flow.")
-        self.encoder.load("flow", encoder or _part(weights, "encoder.encoders.shared."))
+    def _freeze_flow(self) -> None:
+        """Keep the base actions: neither the flow nor the encoder that it reads learns on."""
+        self.flow_learns = False
+        self.bc_flow.requires_grad_(False)
+        self.encoder.freeze_copy("flow")
+
+    def load_bc_flow(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin from the flow in another agent's state, and from the encoder that it reads."""
+        self.bc_flow.load_state_dict(part_of(weights, "bc_flow."))
+        encoder = part_of(weights, "encoder.encoders.flow.")
+        self.encoder.load("flow", encoder or part_of(weights, "encoder.encoders.shared."))
 
     def forward(
         self, batch: Batch, noises: DeFlowNoises, stage: None = None
@@ -173,7 +185,7 @@ class DeFlow(Agent):
         critic_loss, critic_metrics = self.critic_loss(batch, features, noises)
         actor_losses, actor_metrics = self.actor_loss(features, noises)
         losses = {"critic/loss": critic_loss, **actor_losses}
-        if not self.config.freeze_bc_flow:
+        if self.flow_learns:
             losses["flow/loss"] = self.flow_loss(batch, features, noises)
         return losses, {**critic_metrics, **actor_metrics}
 
@@ -193,12 +205,8 @@ class DeFlow(Agent):
 
     def flow_loss(self, batch: Batch, features: dict[str, Tensor], noises: DeFlowNoises) -> Tensor:
         """The flow-matching loss of v on the data's actions; nothing else trains v."""
-        return flow_matching_loss(
-            lambda x, t: self.bc_flow(features["flow"], x, t),
-            batch.actions,
-            noises.flow,
-            noises.times,
-        )
+        velocity = partial(self.bc_flow, features["flow"])
+        return flow_matching_loss(velocity, batch.actions, noises.flow, noises.times)
 
     def actor_loss(
         self, features: dict[str, Tensor], noises: DeFlowNoises
@@ -275,9 +283,7 @@ class DeFlow(Agent):
     @torch.no_grad()
     def base_actions(self, features: Tensor, noises: Tensor) -> Tensor:
         """mu(s, z): M Euler steps of the base flow from z, clipped at the end, no gradient."""
-        ends = euler_sample(
-            lambda x, t: self.bc_flow(features, x, t), noises, self.config.flow_steps
-        )
+        ends = euler_sample(partial(self.bc_flow, features), noises, self.config.flow_steps)
         return ends.clamp(-1, 1)
 
     @torch.no_grad()
@@ -289,8 +295,3 @@ class DeFlow(Agent):
         """Mix the critic, and the encoder it reads, into their slow copies."""
         ema_update(self.target_critic, self.critic, self.config.tau)
         self.encoder.update_targets(self.config.tau)
-
-
-def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights of one module, under its own names."""
-    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}

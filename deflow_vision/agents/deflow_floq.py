@@ -138,7 +138,7 @@ class DeFlowFloq(DeFlow):
         )
         actor_losses, actor_metrics = self.actor_loss(features, of_actor)
         losses = {"floq/loss": floq_loss, "critic/loss": critic_loss, **actor_losses}
-        if not self.config.freeze_bc_flow:
+        if self.flow_learns:
             losses["flow/loss"] = self.flow_loss(batch, features, of_actor)
         return losses, floq_metrics | critic_metrics | actor_metrics
 

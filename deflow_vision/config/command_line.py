@@ -35,11 +35,14 @@ RESUMABLE = (
     "data.path",
     "data.cache",
     "data.retry_minutes",
+    "online.",
+    "agent.fix_bc_flow_online",
     "eval.",
     "checkpoint.",
     "log.",
 )
-"""What a resumed run may change: nothing that a past update, or its place in the run, used."""
+"""What a resumed run may change: nothing that a past update, or its place in the run, used. What
+the online phase alone uses may change until that phase has begun, see `training.identity`."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from tyro.conf import Fixed, Suppress
 
 from deflow_vision.agents import AGENTS
 from deflow_vision.datasets.augment import AugmentConfig
+from deflow_vision.datasets.mixture import Sampling
 from deflow_vision.networks.encoders import ENCODERS, EncoderConfig
 from deflow_vision.tasks import check_own, nearest, resolve_task
 from deflow_vision.types import UserError
@@ -59,6 +60,43 @@ class DataConfig:
         _at_least(1, "data.num_streams", self.num_streams)
         _at_least(0, "data.cache_gib", self.cache_gib)
         _at_least(0, "data.retry_minutes", self.retry_minutes)
+
+
+@dataclass(frozen=True)
+class OnlineConfig:
+    """How the environment's transitions are collected and drawn in the online phase."""
+
+    utd_ratio: int = 1
+    """Updates for each step of the environment."""
+    sampling: Sampling = "union"
+    """union: batches uniform over the dataset and the online buffer together, as the reference
+    draws them. balanced: half of each batch from either. ratio: `ratio` of it online."""
+    ratio: float = 0.5
+    """Share of online transitions in a batch, with sampling `ratio`."""
+    capacity: int = 1_000_000
+    """Online transitions that are drawn from; beyond, the oldest whole episodes leave."""
+    overwrite_offline: bool = False
+    """Let online transitions replace the oldest of the dataset once both are more than 2,000,000,
+    as in the reference's ring buffer; with sampling `union`."""
+    timeout_seconds: float = 300.0
+    """How long the environment may take for an answer before it counts as hung."""
+    max_restarts: int = 3
+    """How often in a row an environment that dies, hangs or returns NaN is made anew before an
+    episode ends as it should; then the run ends."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning, and pairs that contradict each other."""
+        _at_least(1, "online.utd_ratio", self.utd_ratio)
+        _at_least(1, "online.capacity", self.capacity)
+        _at_least(1e-3, "online.timeout_seconds", self.timeout_seconds)
+        _at_least(0, "online.max_restarts", self.max_restarts)
+        if not 0 <= self.ratio <= 1:
+            raise ValueError(f"online.ratio is {self.ratio}, must lie in [0, 1]")
+        if self.overwrite_offline and self.sampling != "union":
+            raise ValueError(
+                f"online.overwrite_offline is about one buffer for all data; with online.sampling "
+                f"{self.sampling} there are two. Pass --online.sampling union"
+            )
 
 
 @dataclass(frozen=True)
@@ -138,7 +176,7 @@ class TrainConfig:
     offline_steps: int = 1_000_000
     """Updates on the dataset alone."""
     online_steps: int = 0
-    """Updates afterwards, with one step of the environment for each."""
+    """Updates afterwards, with one step of the environment for every `online.utd_ratio` of them."""
     batch_size: int = 256
     """Transitions of an update, over all processes."""
     mixed_precision: Literal["auto", "no", "bf16", "fast"] = "auto"
@@ -156,6 +194,8 @@ class TrainConfig:
     """How observations become features."""
     data: DataConfig = field(default_factory=DataConfig)
     """Which transitions are trained on, and how they reach the device."""
+    online: OnlineConfig = field(default_factory=OnlineConfig)
+    """How the environment's transitions are collected and drawn in the online phase."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Episodes in the real environment, and losses on the validation split."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -179,6 +219,12 @@ class TrainConfig:
         _at_least(0, "offline_steps", self.offline_steps)
         _at_least(0, "online_steps", self.online_steps)
         _at_least(1, "batch_size", self.batch_size)
+        env_steps = -(-self.online_steps // self.online.utd_ratio)
+        if self.online.overwrite_offline and self.online.capacity < env_steps:
+            raise ValueError(
+                f"online.capacity is {self.online.capacity}: with online.overwrite_offline it must "
+                f"hold the run's {env_steps} steps of the environment"
+            )
         _at_least(1, "num_threads", self.num_threads)
         if self.batch_size % (self.data.num_streams or 1):
             raise ValueError(
@@ -240,6 +286,6 @@ def resolve_mixed_precision(requested: str, launched: str | None, has_bf16: bool
     return "bf16" if asked else "no"
 
 
-def _at_least(least: int, name: str, value: float | None) -> None:
+def _at_least(least: float, name: str, value: float | None) -> None:
     if value is not None and value < least:
         raise ValueError(f"{name} is {value}, must be at least {least}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from jaxtyping import Int64
 
 from deflow_vision.datasets.draws import Epochs, Uniform
 from deflow_vision.datasets.mixing import measure_mixing
@@ -37,6 +38,10 @@ class Sampler(Protocol):
         """This process's part of the batch of `step`: its streams' parts, in order."""
         ...
 
+    def transitions(self, step: int) -> Int64[np.ndarray, " B"]:
+        """The numbers of that batch's transitions among the split's valid ones."""
+        ...
+
     def close(self) -> None:
         """Free threads and memory."""
         ...
@@ -54,6 +59,8 @@ def make_sampler(
     residency: Residency = "auto",
     fields: Sequence[str] = (),
     discount: float = 0.99,
+    reward_scale: float = 1.0,
+    reward_shift: float = 0.0,
     budget_bytes: int | None = None,
     block_length: int | None = None,
     window_blocks: int | None = None,
@@ -73,6 +80,8 @@ def make_sampler(
             batches hold the numbers of frames: the caller has the frames there.
         fields: optional fields of the batch, see `Fields`.
         discount: gamma of `mc_returns`.
+        reward_scale: see `Fields`.
+        reward_shift: see `Fields`.
         budget_bytes: see `plan_residency`.
         block_length: see `plan_residency`.
         window_blocks: see `plan_residency`.
@@ -105,6 +114,7 @@ def make_sampler(
         window_blocks=window_blocks,
         device_bytes=device_bytes,
     )
+    extra = Fields(split, goal, index, fields, discount, reward_scale, reward_shift)
     rows = batch_size // num_streams
     uniform = Uniform(index, rows, seed=seed, streams=streams)
     if plan.residency != "stream":
@@ -112,7 +122,7 @@ def make_sampler(
             "%s split\n%s\nmixing        uniform with replacement over %s transitions",
             *(split.name, plan.describe(), f"{len(index):,}"),
         )
-        return UniformSampler(split, Fields(split, goal, index, fields, discount), uniform, plan)
+        return UniformSampler(split, extra, uniform, plan)
     epochs = Epochs(
         index,
         rows,
@@ -124,7 +134,7 @@ def make_sampler(
     )
     mixing = measure_mixing(epochs).describe(measure_mixing(uniform))
     _log.info("%s split\n%s\nmixing        %s", split.name, plan.describe(), mixing)
-    return StreamSampler(split, Fields(split, goal, index, fields, discount), epochs, plan)
+    return StreamSampler(split, extra, epochs, plan)
 
 
 class UniformSampler:
@@ -156,6 +166,10 @@ class UniformSampler:
             else gather(self._observations, places, self._spare)
         )
         return self._fields.batch(frames, states, self._rows, states)
+
+    def transitions(self, step: int) -> Int64[np.ndarray, " B"]:
+        """The numbers of that batch's transitions."""
+        return self._draws.index.before(self._draws.states(step))
 
     def close(self) -> None:
         """Drop the frames."""

@@ -59,6 +59,10 @@ class StreamSampler:
             **{name: np.concatenate(c) for name, c in columns.items() if c[0] is not None}
         )
 
+    def transitions(self, step: int) -> Int64[np.ndarray, " B"]:
+        """The numbers of that batch's transitions."""
+        return self._epochs.index.before(self._epochs.states(step))
+
     def close(self) -> None:
         """Stop the threads and drop the windows."""
         self._readers.shutdown(wait=True, cancel_futures=True)

@@ -86,6 +86,9 @@ class Fields:
             transition of an episode the current one, as DeFlow's fork of FQL has it. `mc_returns`
             are computed here, of the whole split, and held.
         discount: gamma of `mc_returns`.
+        reward_scale: what rewards are multiplied by before `mc_returns` are summed; the batch's
+            rewards stay as they are.
+        reward_shift: what is then added to them.
 
     Attributes:
         arrays: the zarr arrays that `Rows` come from.
@@ -102,6 +105,8 @@ class Fields:
         index: Transitions,
         names: Sequence[str] = (),
         discount: float = 0.99,
+        reward_scale: float = 1.0,
+        reward_shift: float = 0.0,
     ) -> None:
         unknown = sorted(set(names) - set(FIELDS))
         if unknown:
@@ -109,11 +114,11 @@ class Fields:
         self._index = index
         self.arrays = (split.actions, *split.labels(goal))
         self._next_actions = "next_actions" in names
-        self._returns = (
-            returns_to_go(split.rewards(goal), split.masks(goal), index.episode_ends, discount)
-            if "mc_returns" in names
-            else None
-        )
+        self._returns: Float32[np.ndarray, " N"] | None = None
+        if "mc_returns" in names:
+            rewards = reward_scale * split.rewards(goal) + reward_shift
+            ends = index.episode_ends
+            self._returns = returns_to_go(rewards, split.masks(goal), ends, discount)
 
     def read_all(self) -> Rows:
         """The rows of all states, some 30 bytes each."""
@@ -134,19 +139,33 @@ class Fields:
             rows: hold those states and the ones after them.
             places: of the states in `rows`.
         """
-        next_actions = None
-        if self._next_actions:
-            ends = self._index.episode_ends[self._index.episodes(states)]
-            next_actions = rows.actions[np.where(states + 2 < ends, places + 1, places)]
-            next_actions = next_actions.clip(-ACTION_LIMIT, ACTION_LIMIT)
-        return FrameBatch(
-            frames=frames,
-            actions=rows.actions[places].clip(-ACTION_LIMIT, ACTION_LIMIT),
-            rewards=rows.rewards[places],
-            masks=rows.masks[places],
-            next_actions=next_actions,
-            mc_returns=None if self._returns is None else self._returns[states],
-        )
+        returns = None if self._returns is None else self._returns[states]
+        return join(self._index, frames, states, rows, places, returns, self._next_actions)
+
+
+def join(
+    index: Transitions,
+    frames: np.ndarray,
+    states: Int64[np.ndarray, " B"],
+    rows: Rows,
+    places: Int64[np.ndarray, " B"],
+    mc_returns: Float32[np.ndarray, " B"] | None,
+    with_next_actions: bool,
+) -> FrameBatch:
+    """The batch of some transitions from its parts; arguments as in `Fields.batch`."""
+    next_actions = None
+    if with_next_actions:
+        ends = index.episode_ends[index.episodes(states)]
+        next_actions = rows.actions[np.where(states + 2 < ends, places + 1, places)]
+        next_actions = next_actions.clip(-ACTION_LIMIT, ACTION_LIMIT)
+    return FrameBatch(
+        frames=frames,
+        actions=rows.actions[places].clip(-ACTION_LIMIT, ACTION_LIMIT),
+        rewards=rows.rewards[places],
+        masks=rows.masks[places],
+        next_actions=next_actions,
+        mc_returns=mc_returns,
+    )
 
 
 def returns_to_go(
@@ -154,17 +173,20 @@ def returns_to_go(
     masks: Float32[np.ndarray, " N"],
     episode_ends: Int64[np.ndarray, " E"],
     discount: float,
+    failure: float | None = None,
 ) -> Float32[np.ndarray, " N"]:
     """Monte-Carlo returns R_t = r_t + gamma m_t R_{t+1} within each episode's transitions.
 
-    As Cal-QL's code has it, an episode whose rewards are all the least reward of the data (a
-    failure throughout) has R = r / (1 - gamma), as if it went on for ever.
+    As Cal-QL's code has it, an episode that fails throughout, its rewards all the least reward of
+    the data, has R = r / (1 - gamma), as if it went on for ever.
 
     Args:
         rewards: r of every stored state.
         masks: m of every stored state; a return does not look past a true termination.
         episode_ends: one past the last state of each episode.
         discount: gamma, in [0, 1).
+        failure: the reward of failure; by default the least of these rewards, which is right for a
+            dataset, but not for a single episode.
 
     Returns:
         R of every stored state, 0 at the last of an episode, where no transition starts.
@@ -182,7 +204,8 @@ def returns_to_go(
         returns[states] = rewards[states] + discount * masks[states] * returns[states + 1]
     starts_transition = np.ones(len(rewards), bool)
     starts_transition[last] = False
-    failure = rewards[starts_transition].min(initial=np.inf)
+    if failure is None:
+        failure = float(rewards[starts_transition].min(initial=np.inf))
     better = np.concatenate([[0], np.cumsum(starts_transition & (rewards > failure))])
     failed = better[episode_ends] == better[episode_ends - lengths - 1]
     returns[np.repeat(failed, lengths + 1) & starts_transition] = failure / (1 - discount)

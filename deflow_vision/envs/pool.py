@@ -55,6 +55,8 @@ class EnvPool:
     Args:
         env_id: see `make_env`, as the other arguments.
         num_envs: number of worker processes.
+        timeout: seconds that a step or a reset may take, for ever by default; one that takes longer
+            is an `EnvError`, and its copy must be restarted.
 
     Attributes:
         num_envs: number of copies.
@@ -79,6 +81,7 @@ class EnvPool:
         max_episode_steps: int | None = None,
         render_profile: str = "official",
         resolution: int | None = None,
+        timeout: float | None = None,
     ) -> None:
         if not is_own(env_id):
             check_profile(render_profile)
@@ -86,13 +89,12 @@ class EnvPool:
             raise UserError(f"num_envs is {num_envs}; it must be 1 or more.")
         self.env_id = env_id
         self.num_envs = num_envs
+        self._timeout = timeout
         self._episodes = ["before the first episode"] * num_envs
-        variables = worker_variables(pixels=env_id.startswith("visual-"))
-        self.can_render = draws(variables)
-        arguments = (env_id, frame_stack, max_episode_steps, render_profile, resolution)
-        self._workers = [
-            Worker(_EnvServer, *arguments, variables=variables) for _ in range(num_envs)
-        ]
+        self._variables = worker_variables(pixels=env_id.startswith("visual-"))
+        self.can_render = draws(self._variables)
+        self._arguments = (env_id, frame_stack, max_episode_steps, render_profile, resolution)
+        self._workers = [self._make() for _ in range(num_envs)]
         try:
             self._send(0, "describe")
             shape, self.observation_dtype, self.action_dim, draws_itself = self._receive(0)
@@ -139,6 +141,12 @@ class EnvPool:
             self._send(index, "step", np.asarray(action))
         return [EnvStep(*self._receive(index)) for index in indices]
 
+    def restart(self, index: int) -> None:
+        """Make one copy anew, in another process, whatever has become of it."""
+        self._workers[index].close()
+        self._workers[index] = self._make()
+        self._episodes[index] = "before the first episode after a restart"
+
     def render(self, index: int) -> np.ndarray:
         """A picture of one copy for a video, (H, W, 3) uint8, about 200 x 200.
 
@@ -183,6 +191,9 @@ class EnvPool:
     ) -> None:
         self.close()
 
+    def _make(self) -> Worker:
+        return Worker(_EnvServer, *self._arguments, variables=self._variables)
+
     def _send(self, index: int, method: str, *args: Any) -> None:
         try:
             self._workers[index].send(method, *args)
@@ -191,7 +202,7 @@ class EnvPool:
 
     def _receive(self, index: int) -> Any:
         try:
-            return self._workers[index].receive()
+            return self._workers[index].receive(self._timeout)
         except WorkerError as error:
             raise self._failure(index, error) from error
 

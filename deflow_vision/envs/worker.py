@@ -62,14 +62,18 @@ class Worker:
         self._wait_for_start()
         self._send((method, args))
 
-    def receive(self) -> Any:
+    def receive(self, timeout: float | None = None) -> Any:
         """The result of the call that `send` started.
 
+        Args:
+            timeout: seconds to wait for it; for ever by default.
+
         Raises:
-            WorkerError: the call raised (its traceback is in the message), or the process died.
+            WorkerError: the call raised (its traceback is in the message), the process died, or
+                there is no answer in time; close the worker then.
         """
         self._wait_for_start()
-        return self._receive()
+        return self._receive(timeout)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the object; raises like `receive`."""
@@ -111,7 +115,9 @@ class Worker:
         except (BrokenPipeError, ConnectionResetError):
             raise self._death() from None
 
-    def _receive(self) -> Any:
+    def _receive(self, timeout: float | None = None) -> Any:
+        if timeout is not None and not self._connection.poll(timeout):
+            raise WorkerError(f"the worker process {self.pid} gave no answer in {timeout:g} s")
         try:
             succeeded, value = self._connection.recv()
         except (EOFError, ConnectionResetError):

@@ -191,3 +191,23 @@ def fan_in_normal_(layer: nn.Linear, scale: float = 1.0) -> nn.Linear:
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def orthogonal_init_(mlp: MLP | EnsembleMLP, out_gain: float = 0.01) -> None:
+    """Draw kernels again as orthogonal matrices, times sqrt(2) but for the last; zero biases.
+
+    Args:
+        mlp: the network.
+        out_gain: what the last layer's kernel is multiplied by.
+    """
+    if isinstance(mlp, MLP):
+        layers = [*mlp.hidden, mlp.out]
+        kernels: list[list[Tensor]] = [[layer.weight] for layer in layers]
+        biases = [layer.bias for layer in layers]
+    else:
+        kernels = [list(weight.detach()) for weight in mlp.weights]  # a member at a time
+        biases = list(mlp.biases)
+    for members, bias in zip(kernels, biases, strict=True):
+        for kernel in members:
+            nn.init.orthogonal_(kernel, out_gain if members is kernels[-1] else math.sqrt(2))
+        nn.init.zeros_(bias)

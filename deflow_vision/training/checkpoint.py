@@ -1,9 +1,9 @@
 """Checkpoints: all that a run needs to go on, bit for bit, without a pickle.
 
 A folder `checkpoints/step_N/` holds `agent.safetensors`, `optimizer.safetensors` and `state.json`
-(the step, what the run is, and a digest of each file). It is written under another name and renamed
-when complete. No random state is kept, because there is none: every draw of update k is a function
-of (seed, k).
+(the step, what the run is, a digest of each file, and how long the online buffer in `replay/` was).
+It is written under another name and renamed when complete. No random state is kept, because there
+is none: every draw of update k is a function of (seed, k).
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
     keep: int,
+    replay: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Write `checkpoints/step_N`, then remove all but the newest `keep` checkpoints.
 
@@ -62,6 +63,7 @@ def save(
         optimizer: its optimizer, unwrapped.
         identity: what a resuming run must have in common with this one, as plain values.
         keep: how many checkpoints stay; at least 1.
+        replay: the online buffer's length, cursor and digests, where there is one.
 
     Raises:
         CheckpointError: the disk is full, or does not take it; earlier checkpoints stay.
@@ -70,7 +72,7 @@ def save(
     part = folder / f".partial-step_{step}"
     shutil.rmtree(part, ignore_errors=True)
     try:
-        _write(part, step, agent, optimizer, identity)
+        _write(part, step, agent, optimizer, identity, replay)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise CheckpointError(
@@ -92,6 +94,7 @@ def _write(
     agent: nn.Module,
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
+    replay: Mapping[str, Any] | None,
 ) -> None:
     part.mkdir(parents=True)
     save_file(_contiguous(agent.state_dict()), part / FILES[0])
@@ -101,6 +104,8 @@ def _write(
         "identity": dict(identity),
         "digests": {name: _digest(part / name) for name in FILES},
     }
+    if replay is not None:
+        state["replay"] = dict(replay)
     (part / "state.json").write_text(json.dumps(state, indent=2) + "\n")
     for name in (*FILES, "state.json"):
         _sync(part / name)
@@ -123,7 +128,7 @@ def load(
     Raises:
         CheckpointError: a file is damaged, or the checkpoint is of another configuration.
     """
-    state = _read_state(checkpoint.path)
+    state = read_state(checkpoint)
     for name in FILES:
         if _digest(checkpoint.path / name) != state["digests"][name]:
             raise CheckpointError(
@@ -180,7 +185,13 @@ def _contiguous(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: array.detach().contiguous() for name, array in arrays.items()}
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `state.json` of a checkpoint says.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    path = checkpoint.path
     try:
         state = json.loads((path / "state.json").read_text())
         int(state["step"]), dict(state["identity"]), [state["digests"][name] for name in FILES]

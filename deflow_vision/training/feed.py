@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deflow_vision.agents.base import Agent
 from deflow_vision.datasets.augment import Augmentation
+from deflow_vision.datasets.mixture import Mixture, Replacement
 from deflow_vision.datasets.sampler import Sampler
 from deflow_vision.datasets.schema import map_blocks, read_rows
 from deflow_vision.seeding import derive_seed
@@ -38,6 +39,8 @@ class Feed:
         streams: this process's parts of the global batch.
         stream_size: transitions of one part.
         resident: the frames, where the sampler's batches hold their numbers.
+        online: which rows of a batch come from the online buffer.
+        online_from: the first update that asks it.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class Feed:
         streams: Sequence[int],
         stream_size: int,
         resident: ResidentFrames | None = None,
+        online: Mixture | None = None,
+        online_from: int = 0,
     ) -> None:
         self._sampler = sampler
         self._augmentation = augmentation
@@ -60,6 +65,7 @@ class Feed:
         self._streams = streams
         self._stream_size = stream_size
         self._resident = resident
+        self._online, self._online_from = online, online_from
         # kornia draws from torch's global generator, which is the training thread's.
         kornia = augmentation is not None and augmentation.config.kornia
         self._whole = device.type == "cpu" and not kornia
@@ -89,12 +95,21 @@ class Feed:
 
     def _read(self, step: int) -> tuple[FrameBatch | Batch, Any]:
         host, noises = self._sampler.batch(step), self._noises(step)
-        return (self._batch(host, step) if self._whole else host), noises
+        # What the buffer holds at this step is not certain yet, so its part is drawn when asked.
+        ahead = self._whole and (self._online is None or step < self._online_from)
+        return (self._batch(host, step) if ahead else host), noises
 
     def _batch(self, host: FrameBatch, step: int) -> Batch:
+        replaced = None
+        if self._online is not None and step >= self._online_from:
+            replaced = self._online(step)
+        if replaced is not None:
+            host = _replace(host, replaced, frames=self._resident is None)
         frames = self._to_device(host.frames)
         if self._resident is not None:
             frames = self._resident(frames)
+            if replaced is not None:
+                frames[self._to_device(replaced.rows)] = self._to_device(replaced.batch.frames)
         if self._augmentation is not None:
             frames = self._augmentation(frames, step)
         return Batch(
@@ -121,6 +136,18 @@ class Feed:
         if self._device.type == "cuda":  # pinned, so that the copy overlaps with computation
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor.to(self._device)
+
+
+def _replace(host: FrameBatch, replaced: Replacement, *, frames: bool) -> FrameBatch:
+    """Put rows of the online buffer into a batch, in place where its arrays allow it."""
+    columns = {}
+    for name, theirs in replaced.batch._asdict().items():
+        column = getattr(host, name)
+        if theirs is not None and (frames or name != "frames"):
+            column = column if column.flags.writeable else column.copy()
+            column[replaced.rows] = theirs
+        columns[name] = column
+    return FrameBatch(**columns)
 
 
 def stack_frames(frames: Tensor) -> Tensor:

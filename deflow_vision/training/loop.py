@@ -1,8 +1,9 @@
 """The training loop: one function for every algorithm, which it never names.
 
-Each step: save if due, evaluate if due, take batch k, `agent(batch, noises, stage)`, one backward
-of the summed losses, `update_targets`, one optimizer step, log if due. The loop comes round once
-more than there are updates, so that the last agent is saved and evaluated.
+Each step: save if due, evaluate if due, in the online phase a step of the environment if due, take
+batch k, `agent(batch, noises, stage)`, one backward of the summed losses, `update_targets`, one
+optimizer step, log if due. The loop comes round once more than there are updates, so that the last
+agent is saved and evaluated. Online, a checkpoint that is due waits for the end of the episode.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from deflow_vision.config import TrainConfig
 from deflow_vision.networks.timm_encoder import TimmEncoder
 from deflow_vision.seeding import derive_seed
 from deflow_vision.training import checkpoint
+from deflow_vision.training.batches import make_feed
 from deflow_vision.training.begin import begin_from
 from deflow_vision.training.feed import Feed
 from deflow_vision.training.logger import is_evaluated
+from deflow_vision.training.online import Collector, open_replay, open_training_pool
 from deflow_vision.training.setup import Setup, prepare
-from deflow_vision.types import UserError
 
 
 def train(config: TrainConfig) -> Path:
@@ -41,11 +43,6 @@ def train(config: TrainConfig) -> Path:
         UserError: the data, the machine or the configuration does not allow it; the message says
             what to do.
     """
-    if config.online_steps:
-        raise UserError(
-            f"online_steps is {config.online_steps}; online training is not part of this version. "
-            "Pass --online-steps 0."
-        )
     with prepare(config) as setup:
         return _train(setup)
 
@@ -53,33 +50,43 @@ def train(config: TrainConfig) -> Path:
 def _train(setup: Setup) -> Path:
     config, accelerator = setup.config, setup.accelerator
     agent = make_agent(setup)
+    start, last, turn = setup.first_step, setup.last_step, config.offline_steps
+    if start > turn:
+        agent.begin_online()
     optimizer = make_optimizer(agent)
-    start, last = setup.first_step, config.offline_steps
     if setup.resume_from is not None:
-        checkpoint.load(setup.resume_from, agent, optimizer, setup.identity)
+        checkpoint.load(setup.resume_from, agent, optimizer, setup.identity(start))
     # A checkpoint is written before its step's evaluation, which may be missing, then.
     evaluated = setup.resume_from is not None and is_evaluated(setup.run_dir, start)
     pool = setup.pool()
+    training_pool = open_training_pool(setup)
     setup.open_run_folder()  # nothing is written before all of the above has succeeded
     wrapped, wrapped_optimizer = accelerator.prepare(agent, optimizer)
-    feed = setup.feed(agent, "train")
-    val_feed = setup.feed(agent, "val") if setup.validates else None
+    collector = None
+    if training_pool is not None:
+        collector = Collector(training_pool, open_replay(setup, agent), setup)
+    feed = make_feed(setup, agent, "train", None if collector is None else collector.replay)
+    val_feed = make_feed(setup, agent, "val") if setup.validates else None
     logger = setup.logger()
     evaluator = setup.evaluator(pool, logger)
 
     with setup.progress() as progress:
-        meter = _Meter()
+        meter = _Meter(feed, collector)
         recent: dict[str, Tensor] = {}  # latest values: some stages leave out some of them
+        played: dict[str, float] = {}  # the last episode of the training environment
+        to_save = False
         for step in range(start, last + 1):
             loaded = step == start and setup.resume_from is not None
-            if not loaded and _due(step, config.checkpoint.every, last, at_start=False):
+            ends = (turn, last)
+            to_save |= not loaded and _due(step, config.checkpoint.every, ends, at_start=False)
+            if to_save and (collector is None or collector.at_rest or step == last):
                 if accelerator.is_main_process:
-                    keep = config.checkpoint.keep
-                    checkpoint.save(setup.run_dir, step, agent, optimizer, setup.identity, keep)
+                    save(setup, step, agent, optimizer, collector)
                 accelerator.wait_for_everyone()
                 recent.clear()  # a run that goes on from here logs the same rows
+                to_save = False
             known = loaded and evaluated
-            if not known and _due(step, config.eval.every, last, at_start=config.eval.at_start):
+            if not known and _due(step, config.eval.every, ends, at_start=config.eval.at_start):
                 metrics = validate(wrapped, val_feed, setup, agent.stage(step))
                 if evaluator is not None:
                     metrics |= evaluator(agent, step)
@@ -87,10 +94,17 @@ def _train(setup: Setup) -> Path:
                     logger.log(step, metrics)
                 progress.show(step, metrics)
                 accelerator.wait_for_everyone()
-                meter.restart(feed)
+                meter.restart()
             if step == last:
                 break
 
+            episode: dict[str, float] = {}
+            if collector is not None and step >= turn:
+                if step == turn:
+                    agent.begin_online()
+                    drop_what_learns_no_more(agent, optimizer)
+                episode = collector(agent, step)
+                played |= episode
             batch, noises = feed(step)
             losses, metrics = wrapped(batch, noises, agent.stage(step))
             wrapped_optimizer.zero_grad(set_to_none=True)
@@ -109,10 +123,12 @@ def _train(setup: Setup) -> Path:
                 values = gather_means(recent, accelerator)
                 recent.clear()
                 row = {f"train/{name}": value for name, value in values.items()}
-                row |= meter.read(feed)
+                row |= meter.read()
                 if logger is not None:
                     logger.log(step + 1, row)
-                progress.show(step + 1, row)
+                progress.show(step + 1, row | played)
+            if episode and logger is not None:
+                logger.log(step + 1, episode)
             progress.update(step + 1)
     return setup.run_dir
 
@@ -140,6 +156,37 @@ def make_optimizer(agent: Agent) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
 
 
+def drop_what_learns_no_more(agent: Agent, optimizer: torch.optim.Optimizer) -> None:
+    """Take what `begin_online` froze or replaced out of the optimizer, with its moments."""
+    learning = {id(p) for p in agent.parameters() if p.requires_grad}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in learning:
+                optimizer.state.pop(parameter, None)
+                parameter.grad = None
+        group["params"] = [p for p in group["params"] if id(p) in learning]
+
+
+def save(
+    setup: Setup,
+    step: int,
+    agent: Agent,
+    optimizer: torch.optim.Optimizer,
+    collector: Collector | None,
+) -> None:
+    """Write a checkpoint; in the online phase it counts on the buffer as it is now."""
+    online = collector is not None and step > setup.config.offline_steps
+    checkpoint.save(
+        setup.run_dir,
+        step,
+        agent,
+        optimizer,
+        setup.identity(step),
+        setup.config.checkpoint.keep,
+        replay=collector.replay.state() if online and collector is not None else None,
+    )
+
+
 @torch.no_grad()
 def validate(
     agent: torch.nn.Module, feed: Feed | None, setup: Setup, stage: Any
@@ -165,29 +212,34 @@ def gather_means(values: dict[str, Tensor], accelerator: Accelerator) -> dict[st
     return dict(zip(values, means.tolist(), strict=True))
 
 
-def _due(step: int, every: int, last: int, *, at_start: bool) -> bool:
+def _due(step: int, every: int, ends: tuple[int, ...], *, at_start: bool) -> bool:
+    """Whether something is due after `step` updates; always at the ends of the phases."""
     if step == 0:
         return at_start
-    return step == last or (every > 0 and step % every == 0)
+    return step in ends or (every > 0 and step % every == 0)
 
 
 class _Meter:
     """Rates since the last reading, evaluations left out."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._start = perf_counter()
-        self._waited = 0.0
+    def __init__(self, feed: Feed, collector: Collector | None) -> None:
+        self._feed, self._collector = feed, collector
+        self.restart()
 
-    def restart(self, feed: Feed) -> None:
-        self.count, self._start, self._waited = 0, perf_counter(), feed.seconds_waited
+    def restart(self) -> None:
+        self.count, self._start, self._before = 0, perf_counter(), self._spent()
 
-    def read(self, feed: Feed) -> dict[str, float]:
-        elapsed, waited = perf_counter() - self._start, feed.seconds_waited - self._waited
+    def read(self) -> dict[str, float]:
+        elapsed = perf_counter() - self._start
         row = {
             "time/steps_per_second": self.count / elapsed,
             "time/step_seconds": elapsed / self.count,
-            "time/data_wait": waited / elapsed,
         }
-        self.restart(feed)
+        for name, seconds in self._spent().items():
+            row[f"time/{name}"] = (seconds - self._before[name]) / elapsed
+        self.restart()
         return row
+
+    def _spent(self) -> dict[str, float]:
+        spent = {"data_wait": self._feed.seconds_waited}
+        return spent if self._collector is None else spent | {"collect": self._collector.seconds}

@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-SHOWN = ("/loss", "/q_loss", "/divergence", "eval/success", "eval/return")
+SHOWN = (
+    *("/loss", "/q_loss", "/divergence"),
+    *("eval/success", "eval/return", "online/success", "online/return"),
+)
 """Ends of the keys that are shown; `train.csv` has them all."""
 
 

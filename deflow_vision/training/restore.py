@@ -66,6 +66,8 @@ def load_policy(
         raise UserError(f"{run_dir} has no checkpoint at step {step}; it has: {steps}.")
     chosen = found[max(found) if step is None else step]
     agent = AGENTS[config.algo](spec, config.agent, replace(config.encoder, weights=None))
+    if chosen.step > config.offline_steps:
+        agent.begin_online()
     checkpoint.load(chosen, agent, optimizer=None)
     try:
         agent = agent.to(device).eval()

@@ -8,22 +8,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from deflow_vision.agents import AGENTS
-from deflow_vision.agents.base import Agent
 from deflow_vision.config import TrainConfig, default_run_dir, to_dict
-from deflow_vision.datasets.augment import Augmentation
 from deflow_vision.datasets.memory import available_memory
-from deflow_vision.datasets.remote import uncached
 from deflow_vision.datasets.residency import plan_residency
-from deflow_vision.datasets.sampler import make_sampler
 from deflow_vision.datasets.store import Store
 from deflow_vision.envs.pool import EnvPool
-from deflow_vision.seeding import derive_seed
 from deflow_vision.tasks import Task, resolve_task
 from deflow_vision.training import checkpoint
 from deflow_vision.training.checkpoint import Checkpoint
@@ -32,16 +27,12 @@ from deflow_vision.training.devices import free_device_memory, make_accelerator
 from deflow_vision.training.divergence import settle_divergence
 from deflow_vision.training.drawing import check_drawing
 from deflow_vision.training.evaluation import Evaluator
-from deflow_vision.training.feed import Feed, ResidentFrames
+from deflow_vision.training.identity import identity
 from deflow_vision.training.logger import RunLogger
 from deflow_vision.training.own import open_own_task
 from deflow_vision.training.progress import TrainingProgress
 from deflow_vision.training.run_folder import create_run_folder, reopen_run_folder
 from deflow_vision.types import Spec, UserError
-
-PLACE = ("path", "cache", "cache_gib", "retry_minutes")
-"""Settings of the data that say where they are, which a checkpoint does not depend on."""
-_VAL_WINDOW_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,6 @@ class Setup:
         run_dir: the run folder.
         resumed: whether the run existed before.
         resume_from: the checkpoint to continue from, None to begin at the first update.
-        identity: what a checkpoint must have in common with this run.
         divergence: how the data's `target_divergence` was found; empty where it was given.
         closing: what is closed at the end.
     """
@@ -70,7 +60,6 @@ class Setup:
     run_dir: Path
     resumed: bool
     resume_from: Checkpoint | None
-    identity: dict[str, Any]
     divergence: dict[str, Any]
     closing: ExitStack = field(default_factory=ExitStack)
 
@@ -78,6 +67,15 @@ class Setup:
     def first_step(self) -> int:
         """Updates done before this process began."""
         return 0 if self.resume_from is None else self.resume_from.step
+
+    @property
+    def last_step(self) -> int:
+        """Updates of the whole run."""
+        return self.config.offline_steps + self.config.online_steps
+
+    def identity(self, step: int) -> dict[str, Any]:
+        """What a checkpoint after `step` updates must have in common with this run."""
+        return identity(self.config, self.store, step)
 
     def open_run_folder(self) -> None:
         """Make the folder of a new run; write down what a resumed run changes."""
@@ -92,49 +90,6 @@ class Setup:
     def validates(self) -> bool:
         """Whether there is a validation split, and it is asked for."""
         return self.store.val is not None and self.config.eval.val_batches > 0
-
-    def feed(self, agent: Agent, purpose: Literal["train", "val"]) -> Feed:
-        """Batches of a split by step."""
-        split = self.store.splits[purpose]
-        data, num_streams = self.config.data, self.config.data.num_streams
-        window_blocks, device = data.window_blocks, self.accelerator.device
-        if purpose == "val":  # a few batches, for which memory would be held throughout
-            window_blocks = min(window_blocks or _VAL_WINDOW_BLOCKS, _VAL_WINDOW_BLOCKS)
-        assert split is not None
-        assert num_streams is not None  # filled in by `prepare`
-        share = num_streams // self.accelerator.num_processes
-        first = self.accelerator.process_index * share
-        streams = range(first, first + share)
-        seed = derive_seed(self.config.seed, purpose)
-        sampler = make_sampler(
-            split,
-            self.task.goal_key,
-            frame_stack=self.config.data.frame_stack or 1,
-            batch_size=self.config.batch_size,
-            seed=seed,
-            num_streams=num_streams,
-            streams=streams,
-            residency=data.residency,
-            block_length=data.block_length,
-            window_blocks=window_blocks,
-            device_bytes=free_device_memory(device),
-            fields=agent.batch_fields,
-            discount=getattr(agent.config, "discount", 0.99),  # of mc_returns, where asked for
-        )
-        augment = purpose == "train" and self.spec.pixels
-        on_device = data.residency == "device"
-        feed = Feed(
-            sampler,
-            Augmentation(data.augment, seed, num_streams, streams) if augment else None,
-            agent,
-            device,
-            seed=seed,
-            streams=streams,
-            stream_size=self.config.batch_size // num_streams,
-            resident=ResidentFrames(uncached(split.observations), device) if on_device else None,
-        )
-        self.closing.callback(feed.close)
-        return feed
 
     def logger(self) -> RunLogger | None:
         """The run's log, on the main process."""
@@ -168,13 +123,19 @@ class Setup:
         config = self.config.eval
         if config.episodes == 0 or not self.accelerator.is_main_process:
             return None
-        pool = EnvPool(
-            self.task.env_id,
+        return self.open_pool(
             num_envs=min(config.num_envs, config.episodes),
             frame_stack=self.config.data.frame_stack or 1,
             max_episode_steps=self._cap,
+        )
+
+    def open_pool(self, **settings: Any) -> EnvPool:
+        """Environments of the task that draw as its dataset was drawn; closed at the end."""
+        pool = EnvPool(
+            self.task.env_id,
             render_profile=self.store.attributes["render_profile"] or "official",
             resolution=self.spec.resolution,
+            **settings,
         )
         self.closing.callback(pool.close)
         check_drawing(pool, self.store)
@@ -199,7 +160,7 @@ class Setup:
     def progress(self) -> TrainingProgress:
         """A progress bar on the main process, silent elsewhere."""
         return TrainingProgress(
-            self.config.offline_steps,
+            self.last_step,
             self.first_step,
             enabled=self.accelerator.is_main_process,
         )
@@ -229,6 +190,11 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
             f"data.num_streams is {num_streams}: it must be a multiple of the number of processes "
             f"({accelerator.num_processes}) and divide batch_size ({config.batch_size})."
         )
+    if config.online_steps and accelerator.num_processes > 1:
+        raise UserError(
+            f"online training runs in one process, and there are {accelerator.num_processes}: "
+            "launch with --num_processes 1, or pass --online-steps 0."
+        )
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # All ranks take the least that one of them has, so that they decide alike.
     free = gather_object([(available_memory(), free_device_memory(accelerator.device))])
@@ -256,10 +222,17 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
         ),
     )
     resume_from = checkpoint.latest(run_dir) if resumed else None
-    if resume_from is not None and resume_from.step > config.offline_steps:
+    last = config.offline_steps + config.online_steps
+    if not last:
+        log.warning(
+            "offline_steps and online_steps are both 0, so that nothing is trained: pass "
+            "--offline-steps N or --online-steps N (RLPD has no offline phase)"
+        )
+    if resume_from is not None and resume_from.step > last:
+        phase = "online" if config.online_steps else "offline"
         raise UserError(
-            f"{run_dir} has had {resume_from.step} updates already, offline_steps is "
-            f"{config.offline_steps}: pass a greater --offline-steps to go on."
+            f"{run_dir} has had {resume_from.step} updates already, the run is to have {last}: "
+            f"pass a greater --{phase}-steps to go on."
         )
     setup = Setup(
         config=config,
@@ -270,7 +243,6 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
         run_dir=run_dir,
         resumed=resumed,
         resume_from=resume_from,
-        identity=identity(config, store),
         divergence=divergence,
     )
     with setup.closing:
@@ -279,18 +251,3 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
         finally:
             store.close()  # first, so that no thread that is closed still waits for an address
     accelerator.end_training()
-
-
-def identity(config: TrainConfig, store: Store) -> dict[str, Any]:
-    """What decides a run's numbers, and so must be equal where a checkpoint goes on."""
-    values = to_dict(config)
-    keys = ("task", "algo", "seed", "batch_size", "mixed_precision", "agent", "encoder")
-    data = {key: value for key, value in values["data"].items() if key not in PLACE}
-    if data["residency"] == "device":
-        data["residency"] = "ram"  # the same batches
-    digests = store.attributes["digests"]
-    return {
-        **{key: values[key] for key in keys},
-        "data": data,
-        "dataset": {name: digests[name] for name in sorted(digests) if name.startswith("train/")},
-    }

@@ -233,6 +233,22 @@ def test_a_frozen_base_flow_and_its_encoder_stay_as_they_are(kind, sharing):
     assert torch.equal(agent.base_actions(agent.features(observations, "flow"), noises), before)
 
 
+@pytest.mark.parametrize("algo", ["deflow", "deflow_floq"])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_going_online_freezes_the_base_flow_where_asked_and_nothing_else(
+    kind, sharing, algo, fixed
+):
+    agent = make_agent(kind, sharing, algo, fix_bc_flow_online=fixed)
+    before = {name for name, p in agent.named_parameters() if p.requires_grad}
+    agent.begin_online()
+    losses, _ = agent(make_batch(kind), make_noises(agent))
+    assert ("flow/loss" in losses) == (not fixed)
+    sum(losses.values()).backward()
+    learning = {name for name, p in agent.named_parameters() if p.grad is not None}
+    stopped = {n for n in before if n.startswith(("bc_flow.", "encoder.encoders.flow."))}
+    assert learning == before - (stopped if fixed else set())
+
+
 @pytest.mark.parametrize("theirs", ["shared", "separate"])
 def test_a_base_flow_of_another_agent_samples_what_it_sampled_there(kind, sharing, theirs):
     source = make_agent(kind, theirs)

@@ -82,14 +82,22 @@ def test_failure_throughout_is_valued_as_if_it_went_on_for_ever():
     np.testing.assert_allclose(found, [-10, -10, 0, -1, 0, 0], rtol=1e-6)
 
 
+def test_a_single_episode_fails_where_its_rewards_are_those_of_the_datas_failure():
+    rewards, masks, ends = np.full(4, -1, np.float32), np.ones(4, np.float32), np.array([4])
+    failed = returns_to_go(rewards, masks, ends, 0.9, failure=-1.0)
+    np.testing.assert_allclose(failed, [-10, -10, -10, 0], rtol=1e-6)
+    better = returns_to_go(rewards, masks, ends, 0.9, failure=-2.0)
+    np.testing.assert_allclose(better, [-2.71, -1.9, -1, 0], rtol=1e-6)
+
+
 def test_discount_of_one_is_refused_for_returns():
     with pytest.raises(ValueError, match="not 1"):
         returns_to_go(np.zeros(2, np.float32), np.ones(2, np.float32), np.array([2]), 1.0)
 
 
-def batch_of(path, states, *names):
+def batch_of(path, states, *names, **settings):
     split = open_store(path).train
-    fields = Fields(split, "task1", Transitions(split.episode_ends, 1), names)
+    fields = Fields(split, "task1", Transitions(split.episode_ends, 1), names, **settings)
     frames = np.zeros((len(states), 2, 5), np.float32)
     return fields.batch(frames, np.array(states), fields.read_all(), np.array(states))
 
@@ -98,6 +106,19 @@ def test_next_action_at_the_end_of_an_episode_is_the_current_one(make_store):
     batch = batch_of(make_store((6, 2, 9)), [3, 4, 6, 8], "next_actions")
     assert batch.next_actions is not None
     np.testing.assert_allclose(batch.next_actions[:, 0] * 1000, [4, 4, 6, 9], rtol=1e-5)
+
+
+def test_returns_are_of_scaled_and_shifted_rewards_but_the_batchs_rewards_are_not(make_store):
+    path, states = make_store((6, 2, 9)), [0, 3, 6, 13]
+    split = open_store(path).train
+    rewards, masks = split.rewards("task1"), split.masks("task1")
+    wanted = returns_to_go(10 * rewards + 5, masks, np.cumsum((6, 2, 9)), 0.9)
+    settings = {"discount": 0.9, "reward_scale": 10.0, "reward_shift": 5.0}
+    batch = batch_of(path, states, "mc_returns", **settings)
+    np.testing.assert_allclose(batch.mc_returns, wanted[states], rtol=1e-6)
+    np.testing.assert_array_equal(batch.rewards, rewards[states])
+    plain = batch_of(path, states, "mc_returns", discount=0.9)
+    assert not np.allclose(batch.mc_returns, 10 * plain.mc_returns)
 
 
 def test_optional_fields_are_absent_unless_asked_for(make_store):

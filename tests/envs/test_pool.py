@@ -161,3 +161,13 @@ def test_a_worker_that_draws_never_imports_torch() -> None:
     assert np.array_equal(first[..., :3], first[..., 3:])
     assert np.array_equal(second[..., :3], first[..., 3:])
     assert first.std() > 5
+
+
+def test_a_step_that_takes_too_long_is_an_error_and_a_restarted_copy_goes_on() -> None:
+    with EnvPool("tests.envs.own_envs:make_sleepy", num_envs=1, timeout=1.0) as pool:
+        before = pool.reset(0, seed=4)
+        with pytest.raises(EnvError, match=r"seed 4: .* gave no answer in 1 s"):
+            pool.step([0], np.ones((1, 2)))
+        pool.restart(0)
+        assert np.array_equal(pool.reset(0, seed=4), before)
+        pool.step([0], np.zeros((1, 2)))

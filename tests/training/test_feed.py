@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from deflow_vision.datasets.augment import Augmentation, AugmentConfig
+from deflow_vision.datasets.mixture import Replacement
 from deflow_vision.datasets.planes import empty_rows
 from deflow_vision.datasets.sampler import make_sampler
 from deflow_vision.datasets.store import open_store
 from deflow_vision.networks.impala import Impala
 from deflow_vision.training.dataset import value_range
 from deflow_vision.training.feed import Feed, ResidentFrames, stack_frames
+from deflow_vision.types import FrameBatch
 
 CPU = torch.device("cpu")
 
@@ -42,7 +44,7 @@ class Watched(Augmentation):
         return super().__call__(frames, step)
 
 
-def feed_of(path, residency, augmentation=None, resident=False):
+def feed_of(path, residency, augmentation=None, resident=False, online=None):
     split = open_store(path).train
     facts = {"frame_stack": 3, "batch_size": 6, "seed": 3, "num_streams": 2, "streams": (0, 1)}
     sampler = make_sampler(split, "task1", residency=residency, device_bytes=10**9, **facts)
@@ -55,6 +57,8 @@ def feed_of(path, residency, augmentation=None, resident=False):
         streams=(0, 1),
         stream_size=3,
         resident=ResidentFrames(split.observations, CPU) if resident else None,
+        online=online,
+        online_from=5,
     )
 
 
@@ -81,6 +85,31 @@ def test_frames_on_the_device_make_the_batches_of_frames_in_memory(path):
         assert torch.equal(noises.flow, other_noises.flow)
         for name in ("observations", "actions", "rewards", "masks", "next_observations"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+@pytest.mark.parametrize("residency", ["ram", "stream", "device"])
+def test_rows_of_the_online_buffer_take_part_from_their_phase_on(path, residency):
+    resident, rows = residency == "device", np.array([1, 4])
+    theirs = feed_of(path, "ram")._sampler.batch(40)
+    part = FrameBatch(*(None if c is None else c[:2] for c in theirs))
+    asked = []
+
+    def online(step):
+        asked.append(step)
+        return Replacement(rows, part) if step == 6 else None
+
+    offline = batches(feed_of(path, residency, resident=resident))
+    both = batches(feed_of(path, residency, resident=resident, online=online))
+    assert asked == [5, 6, 7]  # in the loop's order, never ahead of it
+    for step, ((ours, _), (before, _)) in enumerate(zip(both, offline, strict=True)):
+        kept = [0, 2, 3, 5] if step == 6 else list(range(6))
+        assert torch.equal(ours.observations[kept], before.observations[kept])
+        assert torch.equal(ours.rewards[kept], before.rewards[kept])
+    batch = both[6][0]
+    np.testing.assert_array_equal(batch.actions[rows], part.actions)
+    np.testing.assert_array_equal(batch.masks[rows], part.masks)
+    wanted = stack_frames(torch.from_numpy(part.frames[:, 1:]))
+    assert torch.equal(batch.next_observations[rows], wanted)
 
 
 @pytest.mark.parametrize("residency", ["ram", "stream"])

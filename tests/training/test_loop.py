@@ -20,8 +20,8 @@ from deflow_vision.config import load
 from deflow_vision.training import checkpoint
 from deflow_vision.training.checkpoint import CheckpointError, checkpoints
 from deflow_vision.training.dataset import open_configured
+from deflow_vision.training.identity import identity
 from deflow_vision.training.loop import train
-from deflow_vision.training.setup import identity
 from deflow_vision.types import UserError
 
 
@@ -169,7 +169,9 @@ def test_a_checkpoint_of_frames_on_a_gpu_fits_a_run_with_them_in_memory(configur
     store = open_configured(config.data)
     ram, device = (
         identity(
-            dataclasses.replace(config, data=dataclasses.replace(config.data, residency=r)), store
+            dataclasses.replace(config, data=dataclasses.replace(config.data, residency=r)),
+            store,
+            step=3,
         )
         for r in ("ram", "device")
     )
@@ -248,17 +250,17 @@ def test_a_store_without_the_goal_is_refused(configure, tmp_path):
         train(configure("state", tmp_path / "run", "--task", "cube-single-play-task2"))
 
 
+def test_a_run_without_updates_says_so(configure, tmp_path, caplog):
+    train(configure("state", tmp_path / "run", "--offline-steps", "0"))
+    assert "nothing is trained" in caplog.text
+
+
 def test_accumulation_of_gradients_is_refused(configure, tmp_path, monkeypatch):
     # Accelerate would divide the losses by 4, and each update would take one batch all the same.
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     with pytest.raises(UserError, match=r"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is 4"):
         train(configure("state", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-
-
-def test_online_steps_are_refused(configure, tmp_path):
-    with pytest.raises(UserError, match="--online-steps 0"):
-        train(configure("state", tmp_path / "run", "--online-steps", "5"))
 
 
 @pytest.mark.slow
