@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -33,6 +34,8 @@ from deflow_vision.training.own import open_own_task
 from deflow_vision.training.progress import TrainingProgress
 from deflow_vision.training.run_folder import create_run_folder, reopen_run_folder
 from deflow_vision.types import Spec, UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
