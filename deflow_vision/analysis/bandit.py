@@ -89,7 +89,8 @@ class Outcome:
         """The numbers in a few lines."""
         lines = [
             f"modes kept {self.modes_kept}/{NUM_MODES}, uphill {self.modes_uphill}/{NUM_MODES}",
-            f"value {self.mean_value:.3f}, within a mode {self.gain:+.3f}",
+            f"value {self.mean_value:.3f}"
+            + (f", within a mode {self.gain:+.3f}" if self.modes_kept else ""),
             f"out of support {100 * self.out_of_support:.1f} %",
         ]
         if self.refinement is not None:
