@@ -55,3 +55,16 @@ def euler_sample(
         times = torch.full(x.shape[:1], k / num_steps, device=x.device)
         x = x + velocity(x, times).float() / num_steps
     return x
+
+
+def sample_actions(
+    velocity: Velocity, noises: Float[Tensor, "B A"], num_steps: int
+) -> Float[Tensor, "B A"]:
+    """Actions of a flow: `euler_sample`, clipped to [-1, 1] at the end.
+
+    Args:
+        velocity: the field v.
+        noises: x_0 ~ N(0, I).
+        num_steps: M, the number of Euler steps.
+    """
+    return euler_sample(velocity, noises, num_steps).clamp(-1, 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from deflow_vision.networks.encoders import EncoderConfig
+from deflow_vision.networks.encoders import EncoderConfig, ObservationEncoder
 from deflow_vision.types import Batch, Spec, UserError
 
 Losses = dict[str, Tensor]
@@ -52,8 +52,7 @@ class ActorCriticConfig(AgentConfig):
         super().__post_init__()
         check_between(self, 0, 1, "discount")
         check_at_least(self, 1, "num_critics")
-        if not 0 < self.tau <= 1:
-            raise UserError(f"tau is {self.tau}, must lie in (0, 1]")
+        check_share(self, "tau")
 
 
 class Agent(nn.Module, ABC):
@@ -73,6 +72,8 @@ class Agent(nn.Module, ABC):
     """Optional fields of `Batch` that the losses need: "next_actions", "mc_returns"."""
     staged: ClassVar[bool] = False
     """Whether some updates leave parameters that learn without a gradient."""
+
+    encoder: ObservationEncoder
 
     @abstractmethod
     def __init__(self, spec: Spec, config: Any, encoder_config: EncoderConfig) -> None:
@@ -114,9 +115,10 @@ class Agent(nn.Module, ABC):
             generator: CPU generator(s) for the policy's noise.
         """
 
-    @abstractmethod
+    @torch.no_grad()
     def features(self, observations: Tensor, head: str) -> Tensor:
         """Embeddings (B, D) of `observations` as `head` sees them, without gradient."""
+        return self.encoder(observations, heads=(head,))[head]  # type: ignore[no-any-return]
 
     @abstractmethod
     def update_targets(self, step: int) -> None:
@@ -165,6 +167,18 @@ def check_between(config: Any, low: float, high: float, *names: str) -> None:
         if not low < value < high:
             within = f"be greater than {low}" if high == float("inf") else f"lie in ({low}, {high})"
             raise UserError(f"{name} is {value}, must {within}")
+
+
+def check_share(config: Any, *names: str) -> None:
+    """Refuse fields of a configuration outside (0, 1], NaN included.
+
+    Raises:
+        UserError: naming the field, its value and the interval.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not 0 < value <= 1:
+            raise UserError(f"{name} is {value}, must lie in (0, 1]")
 
 
 def check_at_least(config: Any, least: float, *names: str) -> None:

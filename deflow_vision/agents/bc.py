@@ -68,10 +68,5 @@ class BC(Agent):
         """The mean, clipped; the same when exploring."""
         return self.actor(self.features(observations, "actor")).clamp(-1, 1)  # type: ignore[no-any-return]
 
-    @torch.no_grad()
-    def features(self, observations: Tensor, head: str) -> Tensor:
-        """Embeddings (B, D) for "actor"."""
-        return self.encoder(observations, heads=(head,))[head]  # type: ignore[no-any-return]
-
     def update_targets(self, step: int) -> None:
         """Do nothing: there are no slow copies."""

@@ -25,7 +25,7 @@ from deflow_vision.agents.base import (
     check_at_least,
     standard_normal,
 )
-from deflow_vision.flow import euler_sample, flow_matching_loss
+from deflow_vision.flow import flow_matching_loss, sample_actions
 from deflow_vision.networks.actors import VelocityField
 from deflow_vision.networks.encoders import EncoderConfig, ObservationEncoder
 from deflow_vision.types import Batch, Spec
@@ -99,17 +99,11 @@ class BCFlow(Agent):
         """One sample mu(s, z) a row; the same when exploring."""
         features = self.features(observations, "flow")
         noises = standard_normal(len(observations), self.spec.action_dim, generator)
-        ends = euler_sample(
+        return sample_actions(
             lambda x, t: self.bc_flow(features, x, t),
             noises.to(observations.device),
             self.config.flow_steps,
         )
-        return ends.clamp(-1, 1)
-
-    @torch.no_grad()
-    def features(self, observations: Tensor, head: str) -> Tensor:
-        """Embeddings (B, D) for "flow"."""
-        return self.encoder(observations, heads=(head,))[head]  # type: ignore[no-any-return]
 
     def update_targets(self, step: int) -> None:
         """Do nothing: there are no slow copies."""

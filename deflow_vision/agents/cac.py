@@ -39,6 +39,7 @@ from deflow_vision.agents.base import (
     Metrics,
     check_at_least,
     check_between,
+    check_share,
     detached,
     frozen,
     q_metrics,
@@ -51,7 +52,7 @@ from deflow_vision.networks.critics import Critic
 from deflow_vision.networks.ema import ema_copy, ema_update
 from deflow_vision.networks.encoders import EncoderConfig, ObservationEncoder
 from deflow_vision.networks.mlp import uniform_init_
-from deflow_vision.types import Batch, Spec, UserError
+from deflow_vision.types import Batch, Spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +95,7 @@ class CACConfig(ActorCriticConfig):
         check_at_least(self, 1, "sampling_steps", "schedule_steps", "backup_actions")
         check_at_least(self, 1, "actor_target_every", "num_candidates")
         check_between(self, 0, float("inf"), "actor_lr", "reward_scale", "max_grad_norm")
-        if not 0 < self.actor_tau <= 1:
-            raise UserError(f"actor_tau is {self.actor_tau}, must lie in (0, 1]")
+        check_share(self, "actor_tau")
 
 
 class CACNoises(NamedTuple):
@@ -249,11 +249,6 @@ class CAC(Agent):
     def _sample(self, actor: ConsistencyNetwork, features: Tensor, noises: Tensor) -> Tensor:
         """pi(s, z) in [-1, 1], (B, A), of a policy or its slow copy; noises (B, T, A)."""
         return consistency_sample(lambda x, t: actor(features, x, t), noises).clamp(-1, 1)
-
-    @torch.no_grad()
-    def features(self, observations: Tensor, head: str) -> Tensor:
-        """Embeddings (B, D) for "critic" or "actor"."""
-        return self.encoder(observations, heads=(head,))[head]  # type: ignore[no-any-return]
 
     def update_targets(self, step: int) -> None:
         """Mix the critic and the encoders into their slow copies, at times the policy too."""

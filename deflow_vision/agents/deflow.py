@@ -42,7 +42,7 @@ from deflow_vision.agents.base import (
     q_metrics,
     standard_normal,
 )
-from deflow_vision.flow import euler_sample, flow_matching_loss
+from deflow_vision.flow import flow_matching_loss, sample_actions
 from deflow_vision.losses import Aggregation, aggregate_q, global_mean, td_target
 from deflow_vision.networks.actors import VelocityField
 from deflow_vision.networks.critics import Critic
@@ -283,13 +283,7 @@ class DeFlow(Agent):
     @torch.no_grad()
     def base_actions(self, features: Tensor, noises: Tensor) -> Tensor:
         """mu(s, z): M Euler steps of the base flow from z, clipped at the end, no gradient."""
-        ends = euler_sample(partial(self.bc_flow, features), noises, self.config.flow_steps)
-        return ends.clamp(-1, 1)
-
-    @torch.no_grad()
-    def features(self, observations: Tensor, head: str) -> Tensor:
-        """Embeddings (B, D) for "critic", "flow" or "refinement"."""
-        return self.encoder(observations, heads=(head,))[head]  # type: ignore[no-any-return]
+        return sample_actions(partial(self.bc_flow, features), noises, self.config.flow_steps)
 
     def update_targets(self, step: int) -> None:
         """Mix the critic, and the encoder it reads, into their slow copies."""

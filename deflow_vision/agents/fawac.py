@@ -36,7 +36,7 @@ from deflow_vision.agents.base import (
     q_metrics,
     standard_normal,
 )
-from deflow_vision.flow import euler_sample, flow_matching_loss
+from deflow_vision.flow import flow_matching_loss, sample_actions
 from deflow_vision.losses import Aggregation, aggregate_q, awr_weights, td_target
 from deflow_vision.networks.actors import VelocityField
 from deflow_vision.networks.critics import Critic, Value
@@ -173,13 +173,9 @@ class FAWAC(Agent):
     @torch.no_grad()
     def policy(self, features: Tensor, noises: Tensor) -> Tensor:
         """mu(s, z): M Euler steps of v from z, clipped at the end, no gradient; (B, A)."""
-        ends = euler_sample(lambda x, t: self.flow(features, x, t), noises, self.config.flow_steps)
-        return ends.clamp(-1, 1)
-
-    @torch.no_grad()
-    def features(self, observations: Tensor, head: str) -> Tensor:
-        """Embeddings (B, D) for "critic", "value" or "flow"."""
-        return self.encoder(observations, heads=(head,))[head]  # type: ignore[no-any-return]
+        return sample_actions(
+            lambda x, t: self.flow(features, x, t), noises, self.config.flow_steps
+        )
 
     def update_targets(self, step: int) -> None:
         """Mix the critic, and the encoder it reads, into their slow copies."""

@@ -35,6 +35,7 @@ from deflow_vision.agents.base import (
     best_of,
     check_at_least,
     check_between,
+    check_share,
     detached,
     half_cosine,
     q_metrics,
@@ -83,8 +84,7 @@ class IDQLConfig(ActorCriticConfig):
         check_at_least(self, 0, "weight_decay")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}, must lie in [0, 1)")
-        if not 0 < self.diffusion_tau <= 1:
-            raise UserError(f"diffusion_tau is {self.diffusion_tau}, must lie in (0, 1]")
+        check_share(self, "diffusion_tau")
 
 
 class IDQLNoises(NamedTuple):
@@ -216,11 +216,6 @@ class IDQL(Agent):
         )
         q = aggregate_q(self.target_critic(repeated["critic"], candidates), "min")
         return best_of(candidates.view(-1, num, dim), q.view(-1, num))
-
-    @torch.no_grad()
-    def features(self, observations: Tensor, head: str) -> Tensor:
-        """Embeddings (B, D) for "critic", "value" or "diffusion"."""
-        return self.encoder(observations, heads=(head,))[head]  # type: ignore[no-any-return]
 
     def update_targets(self, step: int) -> None:
         """Mix critic, noise model and the encoders that they read into their slow copies."""

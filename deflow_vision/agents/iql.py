@@ -145,11 +145,6 @@ class IQL(Agent):
             actions = actions + noises.to(actions.device)
         return actions.clamp(-1, 1)
 
-    @torch.no_grad()
-    def features(self, observations: Tensor, head: str) -> Tensor:
-        """Embeddings (B, D) for "critic", "value" or "actor"."""
-        return self.encoder(observations, heads=(head,))[head]  # type: ignore[no-any-return]
-
     def update_targets(self, step: int) -> None:
         """Mix the critic, and the encoder it reads, into their slow copies."""
         ema_update(self.target_critic, self.critic, self.config.tau)

@@ -248,11 +248,6 @@ class MeanFlowQL(Agent):
         ones = torch.ones(len(noises), device=noises.device)
         return self.flow(features, noises, ones)  # type: ignore[no-any-return]
 
-    @torch.no_grad()
-    def features(self, observations: Tensor, head: str) -> Tensor:
-        """Embeddings (B, D) for "critic" or "flow"."""
-        return self.encoder(observations, heads=(head,))[head]  # type: ignore[no-any-return]
-
     def update_targets(self, step: int) -> None:
         """Mix the critic, and the encoder it reads, into their slow copies; adapt alpha if due."""
         ema_update(self.target_critic, self.critic, self.config.tau)

@@ -185,11 +185,6 @@ class ReBRAC(Agent):
         limit = self.config.actor_noise_clip
         return (actions + (self.config.actor_noise * noises).clamp(-limit, limit)).clamp(-1, 1)
 
-    @torch.no_grad()
-    def features(self, observations: Tensor, head: str) -> Tensor:
-        """Embeddings (B, D) for "critic" or "actor"."""
-        return self.encoder(observations, heads=(head,))[head]  # type: ignore[no-any-return]
-
     def update_targets(self, step: int) -> None:
         """Mix critic, actor and their encoders into their slow copies, when the actor learns."""
         if self.stage(step):

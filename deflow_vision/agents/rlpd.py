@@ -194,11 +194,6 @@ class RLPD(Agent):
         means, log_stds = self.actor(features)
         return squashed_gaussian_sample(means, log_stds, noises)
 
-    @torch.no_grad()
-    def features(self, observations: Tensor, head: str) -> Tensor:
-        """Embeddings (B, D) for "critic" or "actor"."""
-        return self.encoder(observations, heads=(head,))[head]  # type: ignore[no-any-return]
-
     def update_targets(self, step: int) -> None:
         """Mix the critic, and the encoder it reads, into their slow copies."""
         ema_update(self.target_critic, self.critic, self.config.tau)

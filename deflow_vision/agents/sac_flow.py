@@ -224,11 +224,6 @@ class SACFlow(Agent):
     def _path_shape(self) -> tuple[int, int]:
         return self.config.flow_steps + 1, self.spec.action_dim
 
-    @torch.no_grad()
-    def features(self, observations: Tensor, head: str) -> Tensor:
-        """Embeddings (B, D) for "critic" or "flow"."""
-        return self.encoder(observations, heads=(head,))[head]  # type: ignore[no-any-return]
-
     def update_targets(self, step: int) -> None:
         """Mix the critic, and the encoder it reads, into their slow copies."""
         ema_update(self.target_critic, self.critic, self.config.tau)

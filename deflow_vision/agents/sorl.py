@@ -266,11 +266,6 @@ class SORL(Agent):
         )
         return ends.clamp(-1, 1)
 
-    @torch.no_grad()
-    def features(self, observations: Tensor, head: str) -> Tensor:
-        """Embeddings (B, D) for "critic" or "flow"."""
-        return self.encoder(observations, heads=(head,))[head]  # type: ignore[no-any-return]
-
     def update_targets(self, step: int) -> None:
         """Mix critic, field and their encoders into their slow copies."""
         ema_update(self.target_critic, self.critic, self.config.tau)

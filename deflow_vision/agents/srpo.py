@@ -39,6 +39,7 @@ from deflow_vision.agents.base import (
     Metrics,
     check_at_least,
     check_between,
+    check_share,
     detached,
     half_cosine,
     q_metrics,
@@ -97,8 +98,7 @@ class SRPOConfig(ActorCriticConfig):
         check_at_least(self, 0, "beta", "weight_decay")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}, must lie in [0, 1)")
-        if not 0 < self.diffusion_tau <= 1:
-            raise UserError(f"diffusion_tau is {self.diffusion_tau}, must lie in (0, 1]")
+        check_share(self, "diffusion_tau")
 
 
 class SRPONoises(NamedTuple):
@@ -257,11 +257,6 @@ class SRPO(Agent):
     ) -> Tensor:
         """pi(s), deterministic; the same when exploring. In the first stage it is untrained."""
         return self.policy(self.features(observations, "actor"))
-
-    @torch.no_grad()
-    def features(self, observations: Tensor, head: str) -> Tensor:
-        """Embeddings (B, D) for "critic", "value", "diffusion" or "actor"."""
-        return self.encoder(observations, heads=(head,))[head]  # type: ignore[no-any-return]
 
     def update_targets(self, step: int) -> None:
         """In the first stage, mix critic, noise model and their encoders into their slow copies."""
