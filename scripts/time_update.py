@@ -6,11 +6,13 @@ from typing import Literal
 
 import torch
 import tyro
+from accelerate import Accelerator
 
 from deflow_vision.agents import AGENTS
 from deflow_vision.config import compose
 from deflow_vision.tasks import resolve_task
 from deflow_vision.training.loop import make_optimizer
+from deflow_vision.training.update import make_update
 from deflow_vision.types import Batch, Spec
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -28,6 +30,7 @@ def main(
     algo: str = "deflow",
     batch_size: int = 0,
     mixed_precision: Literal["no", "bf16"] = "no",
+    cuda_graphs: bool = True,
     updates: int = 20,
 ) -> None:
     """Print the median time of an update on random data, without sampling and evaluation.
@@ -37,8 +40,10 @@ def main(
         algo: the algorithm.
         batch_size: transitions of an update; 0 for the reference's, 256 from state, 64 from pixels.
         mixed_precision: bf16 for autocast.
-        updates: how many are timed, after three that are not.
+        cuda_graphs: on a GPU, record an update once and replay it.
+        updates: how many are timed, after six that are not.
     """
+    accelerator = Accelerator(mixed_precision=mixed_precision)
     rates = product_rates()
     shown = ", ".join(f"{rate:.0f} GFLOP/s by {name}" for name, rate in rates.items())
     print(f"float32 products of 256 x 512 by 512 x 512: {shown}")
@@ -53,23 +58,20 @@ def main(
         noises = agent.sample_noises(size, torch.Generator().manual_seed(0))
         noises = type(noises)(*(noise.to(DEVICE) for noise in noises))
 
+        wrapped = accelerator.prepare(agent)
+        update = make_update(agent, wrapped, optimizer, accelerator, cuda_graphs=cuda_graphs)
         seconds = []
-        for step in range(updates + 3):
+        for step in range(updates + 6):
             start = time.perf_counter()
-            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
-                losses, _ = agent(batch, noises, agent.stage(step))
-            optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(losses.values())).sum().backward()
-            agent.update_targets(step)
-            optimizer.step()
+            update(batch, noises, step)
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
-        milliseconds = 1000 * statistics.median(seconds[3:])
+        milliseconds = 1000 * statistics.median(seconds[6:])
         print(
             f"{task.name}: {milliseconds:.1f} ms an update of {algo}, "
             f"batch {size}, autocast {mixed_precision}, {config.encoder.sharing} encoder, "
-            f"{DEVICE}, {torch.get_num_threads()} threads"
+            f"{type(update).__name__}, {DEVICE}, {torch.get_num_threads()} threads"
         )
         if DEVICE.type == "cpu" and REFERENCE.get(task.name, (0,))[0] == size:
             there = REFERENCE[task.name][1]

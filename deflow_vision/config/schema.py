@@ -182,6 +182,8 @@ class TrainConfig:
     mixed_precision: Literal["auto", "no", "bf16", "fast"] = "auto"
     """bf16: autocast of encoders and trunks. auto: what `accelerate launch` says, else no. fast:
     bf16 where the device has instructions for it, else no."""
+    cuda_graphs: bool = True
+    """On one GPU: record the kernels of an update once and replay them."""
     num_threads: int | None = None
     """CPU threads of each process. By default all cores, divided among this machine's processes."""
     run_dir: Path | None = None

@@ -97,6 +97,8 @@ class Feed:
         host, noises = self._sampler.batch(step), self._noises(step)
         # What the buffer holds at this step is not certain yet, so its part is drawn when asked.
         ahead = self._whole and (self._online is None or step < self._online_from)
+        if self._device.type == "cuda":
+            host, noises = _pinned(host), _pinned(noises)
         return (self._batch(host, step) if ahead else host), noises
 
     def _batch(self, host: FrameBatch, step: int) -> Batch:
@@ -133,9 +135,19 @@ class Feed:
 
     def _to_device(self, values: np.ndarray | Tensor) -> Tensor:
         tensor = torch.as_tensor(values)
-        if self._device.type == "cuda":  # pinned, so that the copy overlaps with computation
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(self._device)
+        return tensor.to(self._device, non_blocking=tensor.device.type == "cpu")
+
+
+def _pinned(values: Any) -> Any:
+    """A tuple's arrays in page-locked memory, so that their copy overlaps with computation."""
+
+    def pin(array: np.ndarray | Tensor | None) -> np.ndarray | Tensor | None:
+        if array is None or isinstance(array, Tensor):
+            return None if array is None else array.pin_memory()
+        pinned: np.ndarray = torch.from_numpy(array).pin_memory().numpy()
+        return pinned
+
+    return type(values)(*map(pin, values))
 
 
 def _replace(host: FrameBatch, replaced: Replacement, *, frames: bool) -> FrameBatch:

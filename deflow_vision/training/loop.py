@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from deflow_vision.agents import AGENTS
-from deflow_vision.agents.base import Agent, detached
+from deflow_vision.agents.base import Agent
 from deflow_vision.config import TrainConfig
 from deflow_vision.networks.timm_encoder import TimmEncoder
 from deflow_vision.seeding import derive_seed
@@ -28,6 +28,7 @@ from deflow_vision.training.feed import Feed
 from deflow_vision.training.logger import is_evaluated
 from deflow_vision.training.online import Collector, open_replay, open_training_pool
 from deflow_vision.training.setup import Setup, prepare
+from deflow_vision.training.update import make_update
 
 
 def train(config: TrainConfig) -> Path:
@@ -61,7 +62,9 @@ def _train(setup: Setup) -> Path:
     pool = setup.pool()
     training_pool = open_training_pool(setup)
     setup.open_run_folder()  # nothing is written before all of the above has succeeded
-    wrapped, wrapped_optimizer = accelerator.prepare(agent, optimizer)
+    wrapped = accelerator.prepare(agent)
+    graphs = config.cuda_graphs
+    update = make_update(agent, wrapped, optimizer, accelerator, cuda_graphs=graphs)
     collector = None
     if training_pool is not None:
         collector = Collector(training_pool, open_replay(setup, agent), setup)
@@ -103,21 +106,11 @@ def _train(setup: Setup) -> Path:
                 if step == turn:
                     agent.begin_online()
                     drop_what_learns_no_more(agent, optimizer)
+                    update.forget()
                 episode = collector(agent, step)
                 played |= episode
             batch, noises = feed(step)
-            losses, metrics = wrapped(batch, noises, agent.stage(step))
-            wrapped_optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(torch.stack(list(losses.values())).sum())
-            for group in optimizer.param_groups:
-                if "clip" in group:
-                    accelerator.clip_grad_norm_(group["params"], group["clip"])
-                if "schedule" in group:
-                    group["lr"] = group["initial_lr"] * group["schedule"](step)
-            agent.update_targets(step)
-            wrapped_optimizer.step()
-
-            recent |= detached({**losses, **metrics})
+            recent |= update(batch, noises, step)
             meter.count += 1
             if (step + 1) % config.log.every == 0 or step + 1 == last:
                 values = gather_means(recent, accelerator)
