@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from itertools import product
 from typing import Literal
 
 import torch
@@ -27,7 +28,7 @@ oneDNN. What a product costs XLA lies between the two: its update alone multipli
 
 def main(
     tasks: tuple[str, ...] = ("cube-double-play", "visual-cube-double-play"),
-    algo: str = "deflow",
+    algos: tuple[str, ...] = ("deflow",),
     batch_size: int = 0,
     mixed_precision: Literal["no", "bf16"] = "no",
     cuda_graphs: bool = True,
@@ -37,7 +38,7 @@ def main(
 
     Args:
         tasks: whose shapes and settings to take.
-        algo: the algorithm.
+        algos: the algorithms.
         batch_size: transitions of an update; 0 for the reference's, 256 from state, 64 from pixels.
         mixed_precision: bf16 for autocast.
         cuda_graphs: on a GPU, record an update once and replay it.
@@ -47,7 +48,7 @@ def main(
     rates = product_rates()
     shown = ", ".join(f"{rate:.0f} GFLOP/s by {name}" for name, rate in rates.items())
     print(f"float32 products of 256 x 512 by 512 x 512: {shown}")
-    for name in tasks:
+    for name, algo in product(tasks, algos):
         task, config = resolve_task(name), compose(name, algo)
         size = batch_size or (64 if task.pixels else 256)
         shape = (64, 64, 3 * (config.data.frame_stack or 1)) if task.pixels else (task.state_dim,)
@@ -73,7 +74,7 @@ def main(
             f"batch {size}, autocast {mixed_precision}, {config.encoder.sharing} encoder, "
             f"{type(update).__name__}, {DEVICE}, {torch.get_num_threads()} threads"
         )
-        if DEVICE.type == "cpu" and REFERENCE.get(task.name, (0,))[0] == size:
+        if DEVICE.type == "cpu" and algo == "deflow" and REFERENCE.get(task.name, (0,))[0] == size:
             there = REFERENCE[task.name][1]
             for library, rate in rates.items():
                 rate_there = REFERENCE_RATES[library]
@@ -93,11 +94,11 @@ def product_rates(repeats: int = 200) -> dict[str, float]:
         one_dnn = torch.ops.mkldnn._linear_pointwise
         products["oneDNN"] = lambda: one_dnn(x, weight, None, "none", [], "")
     rates = {}
-    for library, product in products.items():
+    for library, multiply in products.items():
         best = float("inf")
         for _ in range(repeats):
             start = time.perf_counter()
-            product()
+            multiply()
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - start)
@@ -118,6 +119,8 @@ def random_batch(spec: Spec, size: int) -> Batch:
         rewards=-torch.ones(size, device=DEVICE),
         masks=torch.ones(size, device=DEVICE),
         next_observations=observations(),
+        next_actions=torch.rand(size, spec.action_dim, device=DEVICE) * 2 - 1,
+        mc_returns=-torch.ones(size, device=DEVICE),
     )
 
 
