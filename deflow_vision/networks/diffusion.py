@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deflow_vision.networks.mlp import LAYER_NORM_EPS, MLP
+from deflow_vision.networks.products import Linear
 
 TIME_DIM = 128
 FREQUENCY_DEVIATION = 0.2
@@ -37,9 +38,9 @@ class NoiseNetwork(nn.Module):
         self.frequencies = nn.Parameter(FREQUENCY_DEVIATION * torch.randn(TIME_DIM // 2))
         time_widths = (2 * TIME_DIM, 2 * TIME_DIM)
         self.time_mlp = MLP(TIME_DIM, time_widths[:1], time_widths[1], activation=F.silu)
-        self.inward = nn.Linear(action_dim + feature_dim + time_widths[1], width)
+        self.inward = Linear(action_dim + feature_dim + time_widths[1], width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(num_blocks))
-        self.out = nn.Linear(width, action_dim)
+        self.out = Linear(width, action_dim)
         for layer in (self.inward, self.out):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -67,7 +68,7 @@ class NoiseNetwork(nn.Module):
             kept = stream if keep is None else stream * keep[:, i] / self.keep_share
             stream = stream + block(kept)
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(F.silu(stream.float()), self.out.weight, self.out.bias)
+            return self.out(F.silu(stream.float()))  # type: ignore[no-any-return]
 
 
 class _Block(nn.Module):
@@ -76,8 +77,8 @@ class _Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.wide = nn.Linear(width, 4 * width)
-        self.narrow = nn.Linear(4 * width, width)
+        self.wide = Linear(width, 4 * width)
+        self.narrow = Linear(4 * width, width)
         for layer in (self.wide, self.narrow):
             # A normal of variance 1 / in, cut off at two deviations and widened to make up for it.
             deviation = 1 / math.sqrt(layer.in_features) / 0.87962566

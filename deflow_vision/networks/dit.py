@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deflow_vision.networks.mlp import fan_in_normal_, gelu
+from deflow_vision.networks.products import Linear
 
 NUM_FREQUENCIES = 128
 MAX_PERIOD = 10_000
@@ -101,12 +102,12 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 
 
-def _linear(in_dim: int, out_dim: int) -> nn.Linear:
-    return fan_in_normal_(nn.Linear(in_dim, out_dim), INIT_SCALE)
+def _linear(in_dim: int, out_dim: int) -> Linear:
+    return fan_in_normal_(Linear(in_dim, out_dim), INIT_SCALE)
 
 
-def _zero_linear(in_dim: int, out_dim: int) -> nn.Linear:
-    layer = nn.Linear(in_dim, out_dim)
+def _zero_linear(in_dim: int, out_dim: int) -> Linear:
+    layer = Linear(in_dim, out_dim)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deflow_vision.networks.mlp import gelu
+from deflow_vision.networks.products import Linear
 
 
 class Impala(nn.Module):
@@ -38,7 +39,7 @@ class Impala(nn.Module):
         for size in stack_sizes:
             self.stacks.append(_Stack(channels, size, num_blocks))
             height, width, channels = (height + 1) // 2, (width + 1) // 2, size
-        self.dense = nn.Linear(height * width * channels, feature_dim)
+        self.dense = Linear(height * width * channels, feature_dim)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

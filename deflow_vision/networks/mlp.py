@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from deflow_vision.networks.products import Linear, ensemble_linear, linear_gelu
 
 LAYER_NORM_EPS = 1e-6
 
@@ -27,31 +28,6 @@ Activation = Callable[[Tensor], Tensor]
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh approximation, elementwise."""
     return F.gelu(x, approximate="tanh")
-
-
-def linear_gelu(x: Tensor, layer: nn.Module) -> Tensor:
-    """GELU(W x + b), in one pass over memory where a CPU computes it without gradient.
-
-    That is oneDNN's fused product, which rounds differently in the last digits; torch.compile does
-    its own fusing.
-    """
-    if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
-        return gelu(layer(x))
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if dtype not in _fused_dtypes():
-        return gelu(layer(x))
-    x, weight, bias = x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype)
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
-    return product
-
-
-@cache
-def _fused_dtypes() -> tuple[torch.dtype, ...]:
-    """In which oneDNN multiplies on this CPU."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return ()
-    bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return (torch.float32, torch.bfloat16) if bf16 else (torch.float32,)
 
 
 class MLP(nn.Module):
@@ -79,12 +55,12 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = activation
         widths = [in_dim, *hidden_dims]
-        self.hidden = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        self.hidden = nn.ModuleList(Linear(i, o) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(
             nn.LayerNorm(width, eps=LAYER_NORM_EPS) if layer_norm else nn.Identity()
             for width in hidden_dims
         )
-        self.out = nn.Linear(widths[-1], out_dim)
+        self.out = Linear(widths[-1], out_dim)
         for layer in [*self.hidden, self.out]:
             nn.init.xavier_uniform_(layer.weight, gain=out_gain if layer is self.out else 1.0)
             nn.init.zeros_(layer.bias)
@@ -95,7 +71,7 @@ class MLP(nn.Module):
             fused = self.activation is gelu
             x = norm(linear_gelu(x, layer) if fused else self.activation(layer(x)))
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), self.out.weight, self.out.bias)
+            return self.out(x.float())  # type: ignore[no-any-return]
 
 
 class EnsembleMLP(nn.Module):
@@ -143,12 +119,12 @@ class EnsembleMLP(nn.Module):
             weights, biases = self.weights[i], self.biases[i]
             if i == 0 and given is not None:
                 weights, biases = weights[:, -x.shape[-1] :], given
-            x = self.activation(torch.baddbmm(biases, x, weights))
+            x = self.activation(ensemble_linear(x, weights, biases))
             if self.norm_scales:
                 x = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
                 x = torch.addcmul(self.norm_shifts[i], x, self.norm_scales[i])
         with torch.autocast(x.device.type, enabled=False):
-            return torch.baddbmm(self.biases[-1], x.float(), self.weights[-1])
+            return ensemble_linear(x.float(), self.weights[-1], self.biases[-1])
 
     def share(self, x: Tensor) -> Tensor:
         """What x (B, ...), leading columns of the input, adds to the first layer's products.
@@ -156,7 +132,7 @@ class EnsembleMLP(nn.Module):
         (E, B, width), bias included: for inputs of which a part stays while the others change.
         """
         x = x.expand(self.num_members, *x.shape)
-        return torch.baddbmm(self.biases[0], x, self.weights[0][:, : x.shape[-1]])
+        return ensemble_linear(x, self.weights[0][:, : x.shape[-1]], self.biases[0])
 
 
 def _stacked_xavier(num_members: int, in_dim: int, out_dim: int) -> Tensor:
@@ -181,7 +157,7 @@ def uniform_init_(mlp: MLP | EnsembleMLP) -> None:
         nn.init.uniform_(bias, -bound, bound)
 
 
-def fan_in_normal_(layer: nn.Linear, scale: float = 1.0) -> nn.Linear:
+def fan_in_normal_(layer: Linear, scale: float = 1.0) -> Linear:
     """Draw kernels from a normal of variance scale / in, cut at two deviations; zero biases.
 
     Flax's variance scaling "fan_in", "truncated_normal", its default where scale is 1. The variance

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deflow_vision.networks.mlp import LAYER_NORM_EPS, MLP, fan_in_normal_, gelu
+from deflow_vision.networks.products import Linear
 
 GATE_DIM = 256
 GATE_BIAS = 5.0
@@ -65,7 +66,7 @@ class GatedField(nn.Module):
         in_dim = feature_dim + action_dim + 1
         self.mlp = MLP(in_dim, hidden_dims, action_dim)
         self.gate_in = _linear(in_dim, GATE_DIM)
-        self.gate_out = nn.Linear(GATE_DIM, action_dim)
+        self.gate_out = Linear(GATE_DIM, action_dim)
         nn.init.zeros_(self.gate_out.weight)
         nn.init.constant_(self.gate_out.bias, GATE_BIAS)
 
@@ -98,8 +99,8 @@ class _DecoderLayer(nn.Module):
         return mlp_norm(token + self.mlp_out(gelu(self.mlp_in(token))))  # type: ignore[no-any-return]
 
 
-def _linear(in_dim: int, out_dim: int) -> nn.Linear:
-    return fan_in_normal_(nn.Linear(in_dim, out_dim))
+def _linear(in_dim: int, out_dim: int) -> Linear:
+    return fan_in_normal_(Linear(in_dim, out_dim))
 
 
 def _swish_mlp(*dims: int) -> nn.Sequential:

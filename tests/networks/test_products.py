@@ -1,0 +1,76 @@
+"""Linear layers by oneDNN against PyTorch's own, with first and second gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deflow_vision.networks.products import Linear, ensemble_linear, linear
+
+ROWS, IN, OUT, MEMBERS = 6, 7, 5, 3
+
+
+def draw(*shape):
+    return torch.randn(*shape, requires_grad=True)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def gradients(function, inputs):
+    """Of a scalar, and of the sum of squares of those: first and second derivatives."""
+    scalar = function(*inputs).sin().sum()
+    first = torch.autograd.grad(scalar, inputs, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+    return [scalar, *first, *second]
+
+
+def assert_same(ours, theirs):
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+def test_oneDNN_is_what_multiplies(monkeypatch):
+    calls = []
+    monkeypatch.setattr(F, "linear", lambda *args: calls.append(args))
+    Linear(IN, OUT)(draw(ROWS, IN))
+    assert not calls
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_layer_has_the_values_and_gradients_of_its_formula(biased):
+    inputs = [draw(ROWS, IN), draw(OUT, IN), *([draw(OUT)] if biased else [])]
+    assert_same(gradients(linear, inputs), gradients(F.linear, inputs))
+
+
+def test_gradients_are_made_only_where_they_are_asked():
+    x, weight = draw(ROWS, IN).detach(), draw(OUT, IN)
+    linear(x, weight).sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum(0).expand(OUT, IN))
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("biases", [(MEMBERS, 1, OUT), (MEMBERS, ROWS, OUT)])
+def test_an_ensemble_is_a_layer_a_member(biases):
+    inputs = [draw(MEMBERS, ROWS, IN), draw(MEMBERS, IN, OUT), draw(*biases)]
+    assert_same(
+        gradients(ensemble_linear, inputs),
+        gradients(lambda x, weights, biases: torch.baddbmm(biases, x, weights), inputs),
+    )
+
+
+def test_transforms_pass_through():
+    layer, x = Linear(IN, OUT), draw(ROWS, IN).detach()
+    slopes = torch.func.grad(lambda x: layer(x).sum())(x)
+    torch.testing.assert_close(slopes, layer.weight.sum(0).detach().expand(ROWS, IN))
+
+
+def test_more_dimensions_and_float64_take_another_way():
+    layer, x = Linear(IN, OUT), draw(2, ROWS, IN)
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+    layer, x = layer.double(), x.double()
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=0, atol=0)
