@@ -182,20 +182,26 @@ class DeFlow(Agent):
             stage: nothing; every loss is on from the first update.
         """
         features = self.encoder(batch.observations)
-        critic_loss, critic_metrics = self.critic_loss(batch, features, noises)
-        actor_losses, actor_metrics = self.actor_loss(features, noises)
+        with torch.no_grad():
+            next_features = self.encoder(batch.next_observations, heads=("flow", "refinement"))
+            # Both flows as one batch: a step of twice the rows takes less than two steps.
+            base_actions, next_base_actions = self.base_actions(
+                torch.cat([features["flow"], next_features["flow"]]),
+                torch.cat([noises.base_action, noises.next_action]),
+            ).chunk(2)
+            next_actions, _ = self.refine(next_features["refinement"], next_base_actions)
+        critic_loss, critic_metrics = self.critic_loss(batch, features, next_actions)
+        actor_losses, actor_metrics = self.actor_loss(features, base_actions)
         losses = {"critic/loss": critic_loss, **actor_losses}
         if self.flow_learns:
             losses["flow/loss"] = self.flow_loss(batch, features, noises)
         return losses, {**critic_metrics, **actor_metrics}
 
     def critic_loss(
-        self, batch: Batch, features: dict[str, Tensor], noises: DeFlowNoises
+        self, batch: Batch, features: dict[str, Tensor], next_actions: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """mean_{i,b} (Q_i(s, a) - y)^2 with y = r + gamma m agg_i Q_i^-(s', pi(s', z'))."""
+        """mean_{i,b} (Q_i(s, a) - y)^2 with y = r + gamma m agg_i Q_i^-(s', pi(s', z')), (B, A)."""
         with torch.no_grad():
-            next_features = self.encoder(batch.next_observations, heads=("flow", "refinement"))
-            next_actions, _ = self.policy(next_features, noises.next_action)
             target_features = self.encoder.encode_target(batch.next_observations)
             next_q = self.target_critic(target_features, next_actions)  # (E, B)
             next_values = aggregate_q(next_q, self.config.q_agg)
@@ -209,14 +215,15 @@ class DeFlow(Agent):
         return flow_matching_loss(velocity, batch.actions, noises.flow, noises.times)
 
     def actor_loss(
-        self, features: dict[str, Tensor], noises: DeFlowNoises
+        self, features: dict[str, Tensor], base_actions: Tensor
     ) -> tuple[Losses, Metrics]:
         """Refinement: -mean_b Q(s, pi) / mean_b |Q| + alpha D.  Multiplier: -log alpha (D - delta).
 
-        D = mean_{b,d} f(s, mu)^2, of the displacement before clipping. Q is the mean over members.
+        pi = clip(mu + f(s, mu)) of base actions mu (B, A); D = mean_{b,d} f(s, mu)^2, of the
+        displacement before clipping. Q is the mean over members.
         """
         config = self.config
-        actions, displacements = self.policy(features, noises.base_action)
+        actions, displacements = self.refine(features["refinement"], base_actions)
         divergence = displacements.square().mean()
         q = frozen(self.critic)(features["critic"].detach(), actions).mean(0)  # (B,)
         q_loss = -q.mean()

@@ -136,7 +136,8 @@ class DeFlowFloq(DeFlow):
         of_actor = DeFlowNoises(  # which reads nothing of the first
             noises.next_actions[:, 0], noises.flow, noises.times, noises.base_action
         )
-        actor_losses, actor_metrics = self.actor_loss(features, of_actor)
+        base_actions = self.base_actions(features["flow"], noises.base_action)
+        actor_losses, actor_metrics = self.actor_loss(features, base_actions)
         losses = {"floq/loss": floq_loss, "critic/loss": critic_loss, **actor_losses}
         if self.flow_learns:
             losses["flow/loss"] = self.flow_loss(batch, features, of_actor)
