@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import subprocess
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -24,24 +23,18 @@ class TrainJob:
     run_dir: Path
 
     def __call__(self) -> None:
-        """Run the command in a process of its own, its output in this one's.
+        """Become the trainer: what ends the job then ends the training, and nothing outlives it.
 
         Raises:
             RuntimeError: another process trains this run, which both would spoil.
         """
         self.run_dir.parent.mkdir(parents=True, exist_ok=True)
-        with (self.run_dir.parent / f".{self.run_dir.name}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RuntimeError(f"another process is training {self.run_dir}") from None
-            begun = (self.run_dir / "config.yaml").exists()
-            command = self.resume if begun else self.command
-            # The trainer holds the lock too: it counts for as long as that process lives.
-            subprocess.run(command, check=True, pass_fds=[lock.fileno()])
-
-    def checkpoint(self) -> Any:
-        """What submitit queues again when SLURM preempts the job or its time is up: the same."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
+        lock = os.open(self.run_dir.parent / f".{self.run_dir.name}.lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another process is training {self.run_dir}") from None
+        os.set_inheritable(lock, True)  # the trainer holds it until it ends, however it ends
+        command = self.resume if (self.run_dir / "config.yaml").exists() else self.command
+        print(*command, flush=True)
+        os.execv(command[0], command)

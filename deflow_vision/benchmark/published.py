@@ -1,8 +1,8 @@
-"""Published figures: `configs/benchmarks/published/*.csv`, each with its source in its first lines.
+"""Published figures: `configs/benchmarks/published/*.csv`, each the source in its first lines.
 
-A row is a task or a category, a column a method; a figure is "97±2" (mean and deviation over seeds),
-"97" where no deviation was published, "13±5 -> 65±12" before and after the online phase, "-" where
-there is none.
+A row is a task or a category, a column a method; a figure is "97±2" (mean and deviation over
+seeds), "97" where no deviation was published, "13±5 -> 65±12" before and after the online phase,
+"-" where there is none.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ MARKDOWN = Style(
     text=lambda text: text,
     plus_minus=" ± ",
     arrow=" → ",
-    dash="–",
+    dash="-",
     table=_markdown_table,
     heading=lambda text: f"## {text}",
     note=lambda text: text,
@@ -109,7 +109,7 @@ def render_text(results: Results, style: Style) -> str:
             [
                 [
                     style.text(name),
-                    _aggregate(summary.iqm[name], 1, 0, style),
+                    _aggregate(summary.iqm[name], 1, 1, style),
                     _aggregate(summary.improvement[name], 100, 0, style, "%")
                     if name in summary.improvement
                     else "",

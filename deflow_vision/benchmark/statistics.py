@@ -57,9 +57,7 @@ def bootstrap_interval(
         Its ends.
     """
     rng = np.random.default_rng(seed)
-    values = [
-        statistic(*(_resample(scores, rng) for scores in groups)) for _ in range(repetitions)
-    ]
+    values = [statistic(*(_resample(scores, rng) for scores in groups)) for _ in range(repetitions)]
     tail = 50 * (1 - confidence)
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +176,7 @@ def load_table(name: str) -> Table:
         path = configs_root() / "benchmarks" / f"{name}.yaml"
     values = read_yaml(path)
     _check_keys(str(path), values, KEYS)
-    if missing := [key for key in ("tasks", "methods", "seeds") if not values.get(key)]:
+    if missing := [k for k in ("tasks", "methods", "seeds") if values.get(k) in (None, [], {})]:
         raise ConfigError(f"{path}: {missing[0]} is missing")
     protocol = values.get("protocol", "offline")
     if protocol not in PROTOCOLS:
@@ -193,7 +193,7 @@ def load_table(name: str) -> Table:
         categories={
             key: _tasks(path, tasks) for key, tasks in (values.get("categories") or {}).items()
         },
-        published=tuple(read_published(stem) for stem in values.get("published") or ()),
+        published=tuple(_published(path, values, PROTOCOLS[protocol])),
     )
     _check_settings(path, table)
     return table
@@ -223,7 +223,7 @@ def flags(settings: Settings, prefix: str = "") -> Iterator[str]:
             yield from map(str, value if isinstance(value, list) else [value])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _published_config(task: str, algo: str) -> TrainConfig:
     return compose(task, algo)
 
@@ -292,6 +292,18 @@ def _seeds(path: Path, seeds: Any) -> dict[str, int]:
                 "state and pixels"
             )
     return dict(by_kind)
+
+
+def _published(path: Path, values: Mapping[str, Any], protocol: Protocol) -> Iterator[Published]:
+    for name in values.get("published") or ():
+        published = read_published(name)
+        (phases,) = {len(figures) for figures in published.figures.values()}
+        if phases != len(protocol.phases):
+            raise ConfigError(
+                f"{path}: {name} has figures of {phases} phases, a run of this protocol "
+                f"{len(protocol.phases)}"
+            )
+        yield published
 
 
 def _check_settings(path: Path, table: Table) -> None:
