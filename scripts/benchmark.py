@@ -22,7 +22,7 @@ OUT = Path("runs/benchmarks")
 
 def list_tables() -> None:
     """Show the tables that there are, and how many runs each is."""
-    from deflow_vision.benchmark.tables import load_table, table_names
+    from deflow_vision.benchmark.table_file import load_table, table_names
 
     for name in table_names():
         table = load_table(name)
@@ -37,7 +37,7 @@ def print_commands(table: Name, out: Path = OUT) -> None:
         table: its name, or the path of a YAML file like those in configs/benchmarks/.
         out: the folder of all tables' runs.
     """
-    from deflow_vision.benchmark.tables import load_table
+    from deflow_vision.benchmark.table_file import load_table
 
     for cell in load_table(table).cells(out):
         print(shlex.join(["python", str(TRAIN), *cell.arguments()]))
@@ -63,7 +63,7 @@ def run(
         out: the folder of all tables' runs.
     """
     from deflow_vision.benchmark.launch import Executor, found_gpus, run_cells
-    from deflow_vision.benchmark.tables import load_table
+    from deflow_vision.benchmark.table_file import load_table
     from deflow_vision.config import parse_assignments
 
     described = load_table(table)
@@ -71,7 +71,7 @@ def run(
         out / described.name / "logs",
         cluster,
         workers,
-        gpus=tuple(found_gpus()) if gpus is None else gpus,
+        gpus=found_gpus() if gpus is None else gpus,
         slurm=parse_assignments(slurm),
     )
     train = Path(__file__).resolve().parent / TRAIN.name
@@ -100,7 +100,7 @@ def table(
     """
     from deflow_vision.benchmark.render import RENDERERS
     from deflow_vision.benchmark.results import collect
-    from deflow_vision.benchmark.tables import load_table
+    from deflow_vision.benchmark.table_file import load_table
 
     sys.stdout.write(RENDERERS[format](collect(load_table(table), out)))
 

@@ -7,6 +7,7 @@ any moment and run again.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections import deque
@@ -112,9 +113,21 @@ class Executor:
         self._busy.pop(job.job_id, None)
 
 
-def found_gpus() -> range:
-    """The numbers of this machine's GPUs."""
-    return range(torch.cuda.device_count())
+def found_gpus() -> tuple[int, ...]:
+    """The numbers of this machine's GPUs, of those in CUDA_VISIBLE_DEVICES where it is set.
+
+    Raises:
+        UserError: that variable has other names than numbers.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not visible:
+        return tuple(range(torch.cuda.device_count()))
+    try:
+        return tuple(map(int, visible.split(",")))
+    except ValueError:
+        raise UserError(
+            f"CUDA_VISIBLE_DEVICES is {visible!r}: name the GPUs by their numbers with --gpus"
+        ) from None
 
 
 def run_cells(

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from deflow_vision.benchmark.protocols import score_column
-from deflow_vision.benchmark.tables import Cell, Table, load_table
+from deflow_vision.benchmark.table_file import load_table
+from deflow_vision.benchmark.tables import Cell, Table
 from deflow_vision.config import to_yaml
 from deflow_vision.training.logger import RunLogger
 

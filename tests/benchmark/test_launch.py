@@ -16,7 +16,7 @@ from deflow_vision.benchmark import launch
 from deflow_vision.benchmark.launch import Executor, run_cells, train_job
 from deflow_vision.benchmark.results import collect
 from deflow_vision.benchmark.runs import state_of
-from deflow_vision.benchmark.tables import load_table
+from deflow_vision.benchmark.table_file import load_table
 from deflow_vision.config import load
 from deflow_vision.training.loop import train
 from deflow_vision.types import UserError
@@ -115,6 +115,14 @@ def test_a_cell_runs_from_its_first_update_to_its_score(tiny, tmp_path):
     (row,) = collect(table, tmp_path / "out").rows
     assert row.ours["bc"].figures.tolist() == [[0.0]]  # three steps solve nothing
     assert row.ours["bc"].complete
+
+
+def test_gpus_are_those_that_this_process_may_see(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert launch.found_gpus() == (2, 5)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1a")
+    with pytest.raises(UserError, match="'GPU-1a': name the GPUs"):
+        launch.found_gpus()
 
 
 SLEEPER = """

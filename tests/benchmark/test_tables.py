@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from deflow_vision.benchmark.published import read_published
-from deflow_vision.benchmark.tables import flags, load_table, merge, table_names
+from deflow_vision.benchmark.table_file import load_table, table_names
+from deflow_vision.benchmark.tables import flags, merge
 from deflow_vision.config import ConfigError, load
 from deflow_vision.tasks import offline_tasks, offline_to_online_tasks
 from deflow_vision.types import UserError
@@ -128,6 +129,9 @@ def test_an_unknown_table_is_refused():
         ({"seeds": {"state": 2}}, "one for each of state and pixels"),
         ({"task_settings": {"pan": {}}}, "unknown task 'pan'"),
         ({"column": []}, "unknown key 'column'"),
+        ({"settings": 5}, "settings is 5, must be a mapping"),
+        ({"task_settings": {"pen": [1]}}, r"pen is \[1\], must be a mapping"),
+        ({"categories": {"all": ["scene-play"]}}, "category all has scene-play-task2"),
         ({"published": ["fql_table9"]}, "unknown published table 'fql_table9'"),
         ({"published": ["fql_table4"]}, "fql_table4 has figures of 2 phases"),
     ],
