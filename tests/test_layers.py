@@ -33,18 +33,19 @@ MAY_IMPORT = {
     "training": GROUND
     | NUMERICS
     | {"agents", "networks", "config", "datasets", "envs", "analysis"},
+    "benchmark": GROUND | {"config", "analysis"},
 }
 """What each part of the package may import, besides itself."""
 
 ONE_LAZY_HOME = (
     *("wandb", "ogbench", "timm", "kornia"),
-    *("gymnasium_robotics", "h5py", "minari", "obstore"),
+    *("gymnasium_robotics", "h5py", "minari", "obstore", "submitit"),
 )
 
 TORCH_FREE = (
     *("types", "seeding", "tasks", "envs"),
     *(f"datasets.{name}" for name in ("store", "transitions", "sampler", "relabel", "collect")),
-    *("datasets.divergence", "datasets.likeness"),
+    *("datasets.divergence", "datasets.likeness", "benchmark.job"),
 )
 
 

@@ -63,6 +63,17 @@ def check_evaluate(arguments: list[str], tmp_path: Path) -> None:
     tyro.cli(importlib.import_module("scripts.evaluate").Arguments, args=arguments)
 
 
+def check_benchmark(arguments: list[str], tmp_path: Path) -> None:
+    script, called = importlib.import_module("scripts.benchmark"), []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("list_tables", "print_commands", "run", "table"):
+            function = functools.wraps(getattr(script, name))
+            patch.setattr(script, name, function(lambda *words, **flags: called.append(words)))
+        patch.setattr("sys.argv", ["benchmark.py", *arguments])
+        script.main()
+    assert len(called) == 1
+
+
 def check_toy(arguments: list[str], tmp_path: Path) -> None:
     script, toy = (
         importlib.import_module(f"{p}.toy") for p in ("scripts", "deflow_vision.analysis")
@@ -90,6 +101,7 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     "scripts/train.py": check_train,
     "scripts/data.py": check_data,
     "scripts/evaluate.py": check_evaluate,
+    "scripts/benchmark.py": check_benchmark,
     "scripts/toy.py": check_toy,
 }
 
