@@ -34,7 +34,6 @@ from torch import Tensor
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     check_at_least,
@@ -213,15 +212,14 @@ class MeanFlowQL(Agent):
         }
         return losses, detached(metrics)
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def noise_dim(self, *, explore: bool) -> int:
+        """A, for each of the K samples."""
+        return self.config.num_candidates * self.spec.action_dim
+
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """The best of K samples by the mean of the slow critics; the same when exploring."""
-        num, dim = self.config.num_candidates, self.spec.action_dim
-        noises = standard_normal(len(observations), num * dim, generator)
-        noises = noises.view(-1, num, dim).to(observations.device)
-        return self.best_candidates(observations, noises)[0]
+        candidates = noises.view(-1, self.config.num_candidates, self.spec.action_dim)
+        return self.best_candidates(observations, candidates)[0]
 
     @torch.no_grad()
     def best_candidates(self, observations: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
