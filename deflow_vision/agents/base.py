@@ -231,7 +231,7 @@ def frozen(module: nn.Module) -> Callable[..., Tensor]:
 def best_of(actions: Tensor, q: Tensor) -> Tensor:
     """For each state, the action with the greatest Q: actions (B, K, A), q (B, K) to (B, A)."""
     best: Tensor = q.argmax(1)
-    return actions[torch.arange(len(actions), device=actions.device), best]
+    return actions[torch.arange(actions.shape[0], device=actions.device), best]
 
 
 def standard_normal(batch_size: int, dim: int, generator: Generators = None) -> Tensor:

@@ -227,7 +227,7 @@ class CAC(Agent):
 
     def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """One of K samples, with probability softmax_k min_i Q_i^-; the same when exploring."""
-        config, batch_size, dim = self.config, len(observations), self.spec.action_dim
+        config, batch_size, dim = self.config, noises.shape[0], self.spec.action_dim
         num = config.num_candidates
         paths = noises[:, 1:].reshape(-1, config.sampling_steps, dim)  # (B K, T, A)
         features = self.features(observations, "actor").repeat_interleave(num, 0)

@@ -243,7 +243,7 @@ class MeanFlowQL(Agent):
 
     def one_step(self, features: Tensor, noises: Tensor) -> Tensor:
         """mu(s, z) = g(s, z, 1) before clipping: features (B, D), z (B, A) to (B, A)."""
-        ones = torch.ones(len(noises), device=noises.device)
+        ones = torch.ones(noises.shape[0], device=noises.device)
         return self.flow(features, noises, ones)  # type: ignore[no-any-return]
 
     def update_targets(self, step: int) -> None:

@@ -283,4 +283,4 @@ class SORL(Agent):
 
 def with_steps(actions: Tensor, level: Tensor) -> Tensor:
     """(a, k) as the critic takes them: actions (B, A), level (1,) to (B, A + 1)."""
-    return torch.cat([actions, level.exp2().expand(len(actions), 1)], dim=-1)
+    return torch.cat([actions, level.exp2().expand(actions.shape[0], 1)], dim=-1)
