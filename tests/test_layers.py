@@ -33,12 +33,13 @@ MAY_IMPORT = {
     "training": GROUND
     | NUMERICS
     | {"agents", "networks", "config", "datasets", "envs", "analysis"},
+    "sharing": GROUND | {"agents", "config", "datasets", "training"},
 }
 """What each part of the package may import, besides itself."""
 
 ONE_LAZY_HOME = (
     *("wandb", "ogbench", "timm", "kornia"),
-    *("gymnasium_robotics", "h5py", "minari", "obstore"),
+    *("gymnasium_robotics", "h5py", "minari", "obstore", "huggingface_hub", "onnxruntime"),
 )
 
 TORCH_FREE = (

@@ -63,6 +63,10 @@ def check_evaluate(arguments: list[str], tmp_path: Path) -> None:
     tyro.cli(importlib.import_module("scripts.evaluate").Arguments, args=arguments)
 
 
+def check_export(arguments: list[str], tmp_path: Path) -> None:
+    tyro.cli(importlib.import_module("scripts.export").Arguments, args=arguments)
+
+
 def check_toy(arguments: list[str], tmp_path: Path) -> None:
     script, toy = (
         importlib.import_module(f"{p}.toy") for p in ("scripts", "deflow_vision.analysis")
@@ -90,6 +94,7 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     "scripts/train.py": check_train,
     "scripts/data.py": check_data,
     "scripts/evaluate.py": check_evaluate,
+    "scripts/export.py": check_export,
     "scripts/toy.py": check_toy,
 }
 
