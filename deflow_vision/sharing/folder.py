@@ -50,6 +50,8 @@ def new_folder(to: Path, record: Record, *, overwrite: bool) -> Iterator[Path]:
         part.rename(to)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
+        if old.exists() and not to.exists():
+            old.rename(to)
         raise
     shutil.rmtree(old, ignore_errors=True)
 

@@ -124,6 +124,21 @@ def test_an_export_that_fails_leaves_the_policy_that_was_there(policy, folder, m
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+def test_an_export_that_cannot_be_renamed_puts_back_what_was_there(policy, folder, monkeypatch):
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name.startswith(".partial"):
+            raise OSError("read-only file system")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="read-only"):
+        policy.save_pretrained(folder)
+    assert Policy.from_pretrained(folder).record.updates == 6
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
 def test_an_unknown_format_is_refused_with_the_known_ones(policy, tmp_path):
     with pytest.raises(UserError, match="no format 'tflite'; choose torch-export, onnx"):
         policy.save_pretrained(tmp_path / "out", formats=["tflite"])
