@@ -74,6 +74,10 @@ def check_benchmark(arguments: list[str], tmp_path: Path) -> None:
     assert len(called) == 1
 
 
+def check_export(arguments: list[str], tmp_path: Path) -> None:
+    tyro.cli(importlib.import_module("scripts.export").Arguments, args=arguments)
+
+
 def check_toy(arguments: list[str], tmp_path: Path) -> None:
     script, toy = (
         importlib.import_module(f"{p}.toy") for p in ("scripts", "deflow_vision.analysis")
@@ -102,6 +106,7 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     "scripts/data.py": check_data,
     "scripts/evaluate.py": check_evaluate,
     "scripts/benchmark.py": check_benchmark,
+    "scripts/export.py": check_export,
     "scripts/toy.py": check_toy,
 }
 

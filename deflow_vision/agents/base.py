@@ -103,17 +103,33 @@ class Agent(nn.Module, ABC):
         """
         return None
 
+    def noise_dim(self, *, explore: bool) -> int:
+        """Standard normal numbers that one action takes; A, unless a method says otherwise."""
+        return self.spec.action_dim
+
     @abstractmethod
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
+        """Actions (B, A) in [-1, 1], a pure function that can be exported.
+
+        Args:
+            observations: (B, ...).
+            noises: standard normal, (B, `noise_dim(explore)`).
+            explore: whether this is for collecting online data.
+        """
+
+    @torch.no_grad()
     def act(
         self, observations: Tensor, *, explore: bool = False, generator: Generators = None
     ) -> Tensor:
-        """Actions (B, A) in [-1, 1], without gradient.
+        """Actions (B, A) in [-1, 1], without gradient: `decide`, with noise that is drawn here.
 
         Args:
             observations: (B, ...) on the device.
             explore: whether this is for collecting online data.
             generator: CPU generator(s) for the policy's noise.
         """
+        noises = standard_normal(len(observations), self.noise_dim(explore=explore), generator)
+        return self.decide(observations, noises.to(observations.device), explore=explore)
 
     @torch.no_grad()
     def features(self, observations: Tensor, head: str) -> Tensor:
@@ -215,7 +231,7 @@ def frozen(module: nn.Module) -> Callable[..., Tensor]:
 def best_of(actions: Tensor, q: Tensor) -> Tensor:
     """For each state, the action with the greatest Q: actions (B, K, A), q (B, K) to (B, A)."""
     best: Tensor = q.argmax(1)
-    return actions[torch.arange(len(actions), device=actions.device), best]
+    return actions[torch.arange(actions.shape[0], device=actions.device), best]
 
 
 def standard_normal(batch_size: int, dim: int, generator: Generators = None) -> Tensor:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deflow_vision.agents.base import Agent, AgentConfig, Generators, Losses, Metrics, detached
+from deflow_vision.agents.base import Agent, AgentConfig, Losses, Metrics, detached
 from deflow_vision.networks.actors import GaussianActor
 from deflow_vision.networks.encoders import EncoderConfig, ObservationEncoder
 from deflow_vision.types import Batch, Spec
@@ -61,10 +61,11 @@ class BC(Agent):
         errors = (means - batch.actions).square()  # (B, A)
         return {"actor/loss": errors.sum(-1).mean() / 2}, detached({"actor/mse": errors.mean()})
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def noise_dim(self, *, explore: bool) -> int:
+        """None: the policy is deterministic."""
+        return 0
+
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """The mean, clipped; the same when exploring."""
         return self.actor(self.features(observations, "actor")).clamp(-1, 1)  # type: ignore[no-any-return]
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from deflow_vision.agents.base import (
     Agent,
     AgentConfig,
-    Generators,
     Losses,
     Metrics,
     check_at_least,
@@ -92,17 +91,11 @@ class BCFlow(Agent):
         )
         return {"flow/loss": loss}, {}
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """One sample mu(s, z) a row; the same when exploring."""
         features = self.features(observations, "flow")
-        noises = standard_normal(len(observations), self.spec.action_dim, generator)
         return sample_actions(
-            lambda x, t: self.bc_flow(features, x, t),
-            noises.to(observations.device),
-            self.config.flow_steps,
+            lambda x, t: self.bc_flow(features, x, t), noises, self.config.flow_steps
         )
 
     def update_targets(self, step: int) -> None:

@@ -34,7 +34,6 @@ from torch import Tensor
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     check_at_least,
@@ -222,26 +221,21 @@ class CAC(Agent):
         losses = {"actor/consistency_loss": consistency, "actor/q_loss": self.config.eta * q_loss}
         return losses, detached({"actor/q": q.mean(), "actor/num_times": count.to(q.device)})
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def noise_dim(self, *, explore: bool) -> int:
+        """K paths of T steps, and one number that chooses."""
+        return self.config.num_candidates * self.config.sampling_steps * self.spec.action_dim + 1
+
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """One of K samples, with probability softmax_k min_i Q_i^-; the same when exploring."""
-        num, steps, dim = (
-            self.config.num_candidates,
-            self.config.sampling_steps,
-            self.spec.action_dim,
-        )
-        batch_size = len(observations)
-        draws = standard_normal(batch_size, num * steps * dim + 1, generator).to(
-            observations.device
-        )
+        config, batch_size, dim = self.config, noises.shape[0], self.spec.action_dim
+        num = config.num_candidates
+        paths = noises[:, 1:].reshape(-1, config.sampling_steps, dim)  # (B K, T, A)
         features = self.features(observations, "actor").repeat_interleave(num, 0)
-        actions = self._sample(self.actor, features, draws[:, 1:].reshape(-1, steps, dim))
+        actions = self._sample(self.actor, features, paths)
         target_features = self.encoder.encode_target(observations).repeat_interleave(num, 0)
         q = aggregate_q(self.target_critic(target_features, actions), "min").view(batch_size, num)
         # The inverse of the choice's distribution function, at a uniform number made of a normal.
-        below = q.softmax(1).cumsum(1) < torch.special.ndtr(draws[:, :1])
+        below = q.softmax(1).cumsum(1) < torch.special.ndtr(noises[:, :1])
         choice = below.sum(1).clamp(max=num - 1)
         rows = torch.arange(batch_size, device=actions.device)
         return actions.view(batch_size, num, dim)[rows, choice]

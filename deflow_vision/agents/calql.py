@@ -42,7 +42,6 @@ from torch import Tensor, nn
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     check_at_least,
@@ -50,7 +49,6 @@ from deflow_vision.agents.base import (
     detached,
     frozen,
     q_metrics,
-    standard_normal,
 )
 from deflow_vision.losses import aggregate_q, td_target
 from deflow_vision.networks.actors import SquashedGaussianActor, squashed_gaussian_sample
@@ -250,16 +248,16 @@ class CalQL(Agent):
         metrics = {"actor/q": q.mean(), "entropy/value": entropy, "entropy/weight": alpha}
         return losses, detached(metrics)
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def noise_dim(self, *, explore: bool) -> int:
+        """A, when exploring alone."""
+        return self.spec.action_dim if explore else 0
+
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """The mean, through tanh; a sample of pi when exploring."""
         features = self.features(observations, "actor")
         if not explore:
             return self.actor(features)[0].tanh()  # type: ignore[no-any-return]
-        noises = standard_normal(len(observations), self.spec.action_dim, generator)
-        return self.policy(features, noises.to(observations.device).unsqueeze(1))[0].squeeze(1)
+        return self.policy(features, noises.unsqueeze(1))[0].squeeze(1)
 
     def policy(self, features: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (B, K, A) and log pi (B, K): features (B, D), noises (B, K, A)."""

@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     best_of,
@@ -240,25 +239,27 @@ class DeFlow(Agent):
         metrics = {"actor/divergence": divergence, "actor/q": q.mean(), "alpha/value": alpha}
         return losses, detached(metrics)
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def noise_dim(self, *, explore: bool) -> int:
+        """A, for each of the K proposals of `max_q`."""
+        return self._num_proposals * self.spec.action_dim
+
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """One sample pi(s, z) a row, unless `inference` asks for more; the same when exploring."""
         heads = ("flow", "refinement") if self.config.inference == "sample" else None
         features = self.encoder(observations, heads)
-        proposals = self.config.num_proposals if self.config.inference == "max_q" else 1
-        dim = self.spec.action_dim
-        noises = standard_normal(len(observations), proposals * dim, generator)
-        noises = noises.to(observations.device).view(-1, dim)  # (B K, A)
+        proposals, dim = self._num_proposals, self.spec.action_dim
         flow_features = features["flow"].repeat_interleave(proposals, 0)
-        candidates = self.base_actions(flow_features, noises).view(-1, proposals, dim)
-        path = [self._best(features, candidates)]
+        candidates = self.base_actions(flow_features, noises.view(-1, dim))  # (B K, A)
+        path = [self._best(features, candidates.view(-1, proposals, dim))]
         for _ in range(self.config.num_iterations if self.config.inference == "iterate" else 1):
             path.append(self.refine(features["refinement"], path[-1])[0])
         if self.config.inference == "iterate":
             return self._best(features, torch.stack(path, dim=1))
         return path[-1]
+
+    @property
+    def _num_proposals(self) -> int:
+        return self.config.num_proposals if self.config.inference == "max_q" else 1
 
     def _best(self, features: dict[str, Tensor], candidates: Tensor) -> Tensor:
         """Of `candidates` (B, K, A), those with the greatest mean Q, (B, A)."""

@@ -28,7 +28,6 @@ from torch import Tensor
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     check_at_least,
@@ -162,13 +161,9 @@ class FAWAC(Agent):
         metrics = {"actor/advantage": advantages.mean(), "actor/weight": weights.mean()}
         return loss, detached(metrics)
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """One sample mu(s, z) a row; the same when exploring."""
-        noises = standard_normal(len(observations), self.spec.action_dim, generator)
-        return self.policy(self.features(observations, "flow"), noises.to(observations.device))
+        return self.policy(self.features(observations, "flow"), noises)
 
     @torch.no_grad()
     def policy(self, features: Tensor, noises: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ from torch import Tensor
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     check_at_least,
@@ -148,13 +147,9 @@ class FBRAC(Agent):
         losses = {"actor/q_loss": -q.mean(), "actor/penalty": self.config.alpha * flow_loss}
         return losses, detached({"flow/loss": flow_loss, "actor/q": q.mean()})
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """One sample mu(s, z) a row; the same when exploring."""
-        noises = standard_normal(len(observations), self.spec.action_dim, generator)
-        return self.policy(self.features(observations, "flow"), noises.to(observations.device))
+        return self.policy(self.features(observations, "flow"), noises)
 
     def policy(self, features: Tensor, noises: Tensor) -> Tensor:
         """mu(s, z): M Euler steps of v from z, clipped at the end; differentiable; (B, A)."""

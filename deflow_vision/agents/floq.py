@@ -35,7 +35,6 @@ from torch import Tensor
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     check_at_least,
@@ -233,13 +232,9 @@ class Floq(Agent):
         losses = {"actor/distill_loss": config.alpha * distance, "actor/q_loss": q_loss}
         return losses, detached({"actor/distance": distance, "actor/q": q.mean()})
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """One sample pi(s, x) a row; the same when exploring."""
-        noises = standard_normal(len(observations), self.spec.action_dim, generator)
-        return self.policy(self.features(observations, "actor"), noises.to(observations.device))
+        return self.policy(self.features(observations, "actor"), noises)
 
     def policy(self, features: Tensor, noises: Tensor) -> Tensor:
         """pi(s, x) = clip(mu_1(s, x)): features (B, D) of the head "actor", x (B, A) to (B, A)."""

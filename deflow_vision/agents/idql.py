@@ -29,7 +29,6 @@ from torch import Tensor
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     best_of,
@@ -197,22 +196,18 @@ class IDQL(Agent):
             self.config.diffusion_steps,
         )
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def noise_dim(self, *, explore: bool) -> int:
+        """N paths of T steps."""
+        return self.config.num_candidates * self.config.diffusion_steps * self.spec.action_dim
+
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """The best of N samples by the least slow critic; the same when exploring."""
-        num, steps, dim = (
-            self.config.num_candidates,
-            self.config.diffusion_steps,
-            self.spec.action_dim,
-        )
+        num, dim = self.config.num_candidates, self.spec.action_dim
         features = self.encoder.encode_targets(observations, heads=("critic", "diffusion"))
         repeated = {head: found.repeat_interleave(num, 0) for head, found in features.items()}
-        noises = standard_normal(len(observations), num * steps * dim, generator)
-        noises = noises.to(observations.device).view(-1, steps, dim)  # (B N, T, A)
+        paths = noises.view(-1, self.config.diffusion_steps, dim)  # (B N, T, A)
         candidates = ddpm_sample(
-            lambda x, t: self.target_diffusion(repeated["diffusion"], x, t), noises
+            lambda x, t: self.target_diffusion(repeated["diffusion"], x, t), paths
         )
         q = aggregate_q(self.target_critic(repeated["critic"], candidates), "min")
         return best_of(candidates.view(-1, num, dim), q.view(-1, num))

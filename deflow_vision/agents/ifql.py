@@ -22,7 +22,6 @@ from torch import Tensor
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     best_of,
@@ -134,17 +133,16 @@ class IFQL(Agent):
         q = self.critic(features["critic"], batch.actions)  # (E, B)
         return (q - target_q).square().mean(1).sum(), q_metrics(q)
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def noise_dim(self, *, explore: bool) -> int:
+        """A, for each of the N samples."""
+        return self.config.num_candidates * self.spec.action_dim
+
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """The best of N samples by the least critic; the same when exploring."""
         num, dim = self.config.num_candidates, self.spec.action_dim
         features = self.encoder(observations, heads=("critic", "flow"))
         repeated = {head: found.repeat_interleave(num, 0) for head, found in features.items()}
-        noises = standard_normal(len(observations), num * dim, generator)
-        noises = noises.to(observations.device).view(-1, dim)  # (B N, A)
-        candidates = self.flow_actions(repeated["flow"], noises)
+        candidates = self.flow_actions(repeated["flow"], noises.view(-1, dim))  # (B N, A)
         q = aggregate_q(self.critic(repeated["critic"], candidates), "min")
         return best_of(candidates.view(-1, num, dim), q.view(-1, num))
 

@@ -25,14 +25,12 @@ from torch import Tensor
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     check_at_least,
     check_between,
     detached,
     q_metrics,
-    standard_normal,
 )
 from deflow_vision.losses import aggregate_q, awr_weights, expectile_loss, td_target
 from deflow_vision.networks.actors import GaussianActor
@@ -134,15 +132,15 @@ class IQL(Agent):
         }
         return (weights * errors.sum(-1)).mean() / 2, detached(metrics)
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def noise_dim(self, *, explore: bool) -> int:
+        """A, when exploring alone."""
+        return self.spec.action_dim if explore else 0
+
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """The mean, clipped; when exploring, noise of unit variance is added before the clip."""
         actions: Tensor = self.actor(self.features(observations, "actor"))
         if explore:
-            noises = standard_normal(len(observations), self.spec.action_dim, generator)
-            actions = actions + noises.to(actions.device)
+            actions = actions + noises
         return actions.clamp(-1, 1)
 
     def update_targets(self, step: int) -> None:

@@ -34,7 +34,6 @@ from torch import Tensor
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     check_at_least,
@@ -213,15 +212,14 @@ class MeanFlowQL(Agent):
         }
         return losses, detached(metrics)
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def noise_dim(self, *, explore: bool) -> int:
+        """A, for each of the K samples."""
+        return self.config.num_candidates * self.spec.action_dim
+
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """The best of K samples by the mean of the slow critics; the same when exploring."""
-        num, dim = self.config.num_candidates, self.spec.action_dim
-        noises = standard_normal(len(observations), num * dim, generator)
-        noises = noises.view(-1, num, dim).to(observations.device)
-        return self.best_candidates(observations, noises)[0]
+        candidates = noises.view(-1, self.config.num_candidates, self.spec.action_dim)
+        return self.best_candidates(observations, candidates)[0]
 
     @torch.no_grad()
     def best_candidates(self, observations: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
@@ -245,7 +243,7 @@ class MeanFlowQL(Agent):
 
     def one_step(self, features: Tensor, noises: Tensor) -> Tensor:
         """mu(s, z) = g(s, z, 1) before clipping: features (B, D), z (B, A) to (B, A)."""
-        ones = torch.ones(len(noises), device=noises.device)
+        ones = torch.ones(noises.shape[0], device=noises.device)
         return self.flow(features, noises, ones)  # type: ignore[no-any-return]
 
     def update_targets(self, step: int) -> None:

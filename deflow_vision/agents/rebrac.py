@@ -33,7 +33,6 @@ from torch import Tensor
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     check_at_least,
@@ -169,16 +168,14 @@ class ReBRAC(Agent):
         }
         return losses, detached({"actor/distance": distance, "actor/q": q.mean()})
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def noise_dim(self, *, explore: bool) -> int:
+        """A, when exploring alone."""
+        return self.spec.action_dim if explore else 0
+
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """pi(s); with clipped noise when exploring."""
         actions: Tensor = self.actor(self.features(observations, "actor"))
-        if not explore:
-            return actions
-        noises = standard_normal(len(observations), self.spec.action_dim, generator)
-        return self._perturbed(actions, noises.to(actions.device))
+        return self._perturbed(actions, noises) if explore else actions
 
     def _perturbed(self, actions: Tensor, noises: Tensor) -> Tensor:
         """clip(a + clip(0.2 eps, -0.5, 0.5)), (B, A)."""

@@ -38,7 +38,6 @@ from torch import Tensor, nn
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     check_between,
@@ -178,16 +177,16 @@ class RLPD(Agent):
         metrics = {"actor/q": q.mean(), "entropy/value": entropy, "entropy/weight": alpha}
         return losses, detached(metrics)
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def noise_dim(self, *, explore: bool) -> int:
+        """A, when exploring alone."""
+        return self.spec.action_dim if explore else 0
+
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """The mean, through tanh; a sample of pi when exploring."""
         features = self.features(observations, "actor")
         if not explore:
             return self.actor(features)[0].tanh()  # type: ignore[no-any-return]
-        noises = standard_normal(len(observations), self.spec.action_dim, generator)
-        return self.policy(features, noises.to(observations.device))[0]
+        return self.policy(features, noises)[0]
 
     def policy(self, features: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (B, A) and log pi (B,): features (B, D), noises (B, A)."""

@@ -38,7 +38,6 @@ from torch import Tensor, nn
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     check_at_least,
@@ -206,15 +205,14 @@ class SACFlow(Agent):
         }
         return losses, detached(metrics)
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def noise_dim(self, *, explore: bool) -> int:
+        """The start of a path, and the noise of each step."""
+        return math.prod(self._path_shape)
+
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """One sample of pi a row, noise in its steps included; the same when exploring."""
-        num, dim = self._path_shape
-        noises = standard_normal(len(observations), num * dim, generator).view(-1, num, dim)
-        features = self.features(observations, "flow")
-        return self.policy(features, noises.to(observations.device), self.config.noise_std)[0]
+        paths = noises.view(-1, *self._path_shape)
+        return self.policy(self.features(observations, "flow"), paths, self.config.noise_std)[0]
 
     def policy(self, features: Tensor, noises: Tensor, std: float) -> tuple[Tensor, Tensor]:
         """Actions (B, A) and log pi (B,): features (B, D), noises (B, K + 1, A)."""

@@ -32,7 +32,6 @@ from torch import Tensor
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     best_of,
@@ -233,17 +232,13 @@ class SORL(Agent):
         metrics = {"flow/loss": flow_loss, "flow/consistency": consistency, "actor/q": q.mean()}
         return losses, detached(metrics)
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def noise_dim(self, *, explore: bool) -> int:
+        """A, for each of the candidates."""
+        return self.config.num_candidates * self.spec.action_dim
+
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """mu_k(s, z), the best by Q of its candidates; the same when exploring."""
-        batch_size, num, dim = (
-            len(observations),
-            self.config.num_candidates,
-            self.spec.action_dim,
-        )
-        noises = standard_normal(batch_size, num * dim, generator).to(observations.device)
+        num, dim = self.config.num_candidates, self.spec.action_dim
         steps = self.config.inference_steps
         level = torch.tensor([steps], device=noises.device).float().log2()
         features = self.features(observations, "flow").repeat_interleave(num, 0)
@@ -252,7 +247,7 @@ class SORL(Agent):
             return actions
         critic_features = self.features(observations, "critic").repeat_interleave(num, 0)
         q = aggregate_q(self.critic(critic_features, with_steps(actions, level)), self.config.q_agg)
-        return best_of(actions.view(batch_size, num, dim), q.view(batch_size, num))
+        return best_of(actions.view(-1, num, dim), q.view(-1, num))
 
     def policy(
         self, features: Tensor, noises: Tensor, level: Tensor, max_steps: int | None = None
@@ -288,4 +283,4 @@ class SORL(Agent):
 
 def with_steps(actions: Tensor, level: Tensor) -> Tensor:
     """(a, k) as the critic takes them: actions (B, A), level (1,) to (B, A + 1)."""
-    return torch.cat([actions, level.exp2().expand(len(actions), 1)], dim=-1)
+    return torch.cat([actions, level.exp2().expand(actions.shape[0], 1)], dim=-1)

@@ -34,7 +34,6 @@ from torch import Tensor
 from deflow_vision.agents.base import (
     ActorCriticConfig,
     Agent,
-    Generators,
     Losses,
     Metrics,
     check_at_least,
@@ -251,10 +250,11 @@ class SRPO(Agent):
         """pi(s) in (-1, 1), (B, A)."""
         return self.actor(features).tanh()  # type: ignore[no-any-return]
 
-    @torch.no_grad()
-    def act(
-        self, observations: Tensor, *, explore: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def noise_dim(self, *, explore: bool) -> int:
+        """None: the policy is deterministic."""
+        return 0
+
+    def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """pi(s), deterministic; the same when exploring. In the first stage it is untrained."""
         return self.policy(self.features(observations, "actor"))
 

@@ -82,7 +82,7 @@ def save(
     final = folder / f"step_{step}"
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
-    _sync(folder)
+    sync(folder)
     for old in checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old.path)
     return Checkpoint(final, step)
@@ -97,18 +97,18 @@ def _write(
     replay: Mapping[str, Any] | None,
 ) -> None:
     part.mkdir(parents=True)
-    save_file(_contiguous(agent.state_dict()), part / FILES[0])
+    write_weights(part / FILES[0], agent)
     save_file(_contiguous(_flatten(agent, optimizer)), part / FILES[1])
     state = {
         "step": step,
         "identity": dict(identity),
-        "digests": {name: _digest(part / name) for name in FILES},
+        "digests": {name: digest(part / name) for name in FILES},
     }
     if replay is not None:
         state["replay"] = dict(replay)
     (part / "state.json").write_text(json.dumps(state, indent=2) + "\n")
     for name in (*FILES, "state.json"):
-        _sync(part / name)
+        sync(part / name)
 
 
 def load(
@@ -130,30 +130,44 @@ def load(
     """
     state = read_state(checkpoint)
     for name in FILES:
-        if _digest(checkpoint.path / name) != state["digests"][name]:
+        if digest(checkpoint.path / name) != state["digests"][name]:
             raise CheckpointError(
                 f"{checkpoint.path / name} does not match its digest: the file is damaged. Remove "
                 f"{checkpoint.path} to resume from the checkpoint before it."
             )
     if identity is not None:
         _compare(checkpoint.path, state["identity"], identity)
-    device = next(agent.parameters()).device
-    weights = load_file(checkpoint.path / FILES[0], device=str(device))
+    load_weights(checkpoint.path / FILES[0], agent)
+    if optimizer is not None:
+        device = str(next(agent.parameters()).device)
+        arrays = load_file(checkpoint.path / FILES[1], device=device)
+        parameters = dict(agent.named_parameters())
+        for key, array in arrays.items():
+            entry, _, name = key.partition("/")
+            optimizer.state[parameters[name]][entry] = array
+
+
+def load_weights(path: Path, agent: nn.Module) -> None:
+    """Put the arrays of a safetensors file into `agent`.
+
+    Raises:
+        CheckpointError: they are not those of this agent.
+    """
+    weights = load_file(path, device=str(next(agent.parameters()).device))
     own = agent.state_dict()
     wrong = [n for n in own.keys() | weights.keys() if _shape(own, n) != _shape(weights, n)]
     if wrong:
         name = min(wrong)
         raise CheckpointError(
-            f"{checkpoint.path}: {len(wrong)} arrays do not fit this agent; {name} is "
+            f"{path.parent}: {len(wrong)} arrays do not fit this agent; {name} is "
             f"{_shape(weights, name)} there and {_shape(own, name)} here."
         )
     agent.load_state_dict(weights)
-    if optimizer is not None:
-        arrays = load_file(checkpoint.path / FILES[1], device=str(device))
-        parameters = dict(agent.named_parameters())
-        for key, array in arrays.items():
-            entry, _, name = key.partition("/")
-            optimizer.state[parameters[name]][entry] = array
+
+
+def write_weights(path: Path, agent: nn.Module) -> None:
+    """Write all arrays of `agent` into a safetensors file."""
+    save_file(_contiguous(agent.state_dict()), path)
 
 
 def checkpoints(run_dir: Path) -> list[Checkpoint]:
@@ -219,14 +233,20 @@ def _shape(arrays: Mapping[str, Tensor], name: str) -> tuple[int, ...] | str:
     return tuple(arrays[name].shape) if name in arrays else "missing"
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        CheckpointError: it is missing.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; remove {path.parent}.")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or what a folder lists, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -157,8 +157,16 @@ def _successes(episodes: Sequence[Episode]) -> list[bool]:
     return [bool(episode.success) for episode in episodes]
 
 
-def _score(env_id: str, mean_return: float) -> dict[str, float]:
-    """D4RL's normalized score, 0 for its random policy and 100 for its expert, for its tasks."""
+def normalized_score(env_id: str, mean_return: float) -> dict[str, float]:
+    """D4RL's normalized score, 0 for its random policy and 100 for its expert, for its tasks.
+
+    Args:
+        env_id: a full id; of other suites there is no score.
+        mean_return: over episodes.
+
+    Returns:
+        `eval/normalized_score`, or nothing.
+    """
     task = d4rl_task(env_id)
     if task is None or task.reference_scores is None:
         return {}
@@ -254,7 +262,7 @@ class Evaluator:
         return {
             **({"eval/success": float(np.mean(wins))} if wins else {}),
             "eval/return": mean_return,
-            **_score(self._pool.env_id, mean_return),
+            **normalized_score(self._pool.env_id, mean_return),
             "eval/length": float(np.mean([e.length for e in episodes])),
             "eval/episodes": float(len(episodes)),
             "eval/capped": float(capped),

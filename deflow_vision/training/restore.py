@@ -29,7 +29,7 @@ from deflow_vision.training.run_folder import (
     read_spec,
     write_atomically,
 )
-from deflow_vision.types import UserError
+from deflow_vision.types import Spec, UserError
 
 log = logging.getLogger(__name__)
 
@@ -65,15 +65,30 @@ def load_policy(
         steps = ", ".join(map(str, found)) or "none"
         raise UserError(f"{run_dir} has no checkpoint at step {step}; it has: {steps}.")
     chosen = found[max(found) if step is None else step]
-    agent = AGENTS[config.algo](spec, config.agent, replace(config.encoder, weights=None))
-    if chosen.step > config.offline_steps:
-        agent.begin_online()
+    agent = build_agent(config, spec, chosen.step, device)
     checkpoint.load(chosen, agent, optimizer=None)
+    return agent, config, chosen.step
+
+
+def build_agent(config: TrainConfig, spec: Spec, updates: int, device: torch.device | str) -> Agent:
+    """An agent in the form that it has after so many updates, to load weights into and to act.
+
+    Args:
+        config: its run.
+        spec: what it was built for.
+        updates: those it had; an agent may change its form when it goes online.
+        device: where it goes.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    agent = AGENTS[config.algo](spec, config.agent, replace(config.encoder, weights=None))
+    if updates > config.offline_steps:
+        agent.begin_online()
     try:
-        agent = agent.to(device).eval()
+        return agent.to(device).eval()
     except RuntimeError as error:
         raise UserError(f"device {str(device)!r} cannot be used here: {error}") from None
-    return agent, config, chosen.step
 
 
 def evaluate_run(

@@ -74,7 +74,7 @@ def reopen_run_folder(run_dir: Path, config: TrainConfig) -> None:
         run_dir: its folder.
         config: the resolved configuration.
     """
-    record = _read_record(run_dir)
+    record = read_record(run_dir)
     record.setdefault("resumed", []).append(describe_environment())
     _write_record(run_dir, record)
     write_atomically(run_dir / "config.yaml", to_yaml(config))
@@ -105,7 +105,7 @@ def describe_environment() -> dict[str, Any]:
 
 def read_spec(run_dir: Path) -> Spec:
     """What the agent of a run was built for."""
-    values = _read_record(run_dir)["spec"]
+    values = read_record(run_dir)["spec"]
     return Spec(
         observation_shape=tuple(values["observation_shape"]),
         observation_dtype=values["observation_dtype"],
@@ -116,7 +116,7 @@ def read_spec(run_dir: Path) -> Spec:
 
 def find_dataset(run_dir: Path) -> Store | None:
     """The dataset of a run, if it is still where it was, and the same."""
-    dataset = _read_record(run_dir)["dataset"]
+    dataset = read_record(run_dir)["dataset"]
     try:
         store = open_store(dataset["path"])
     except StoreError:
@@ -126,10 +126,15 @@ def find_dataset(run_dir: Path) -> Store | None:
 
 def read_render_profile(run_dir: Path) -> str:
     """The render profile of the pictures that a run was trained on."""
-    return _read_record(run_dir)["dataset"]["render_profile"] or "official"
+    return read_record(run_dir)["dataset"]["render_profile"] or "official"
 
 
-def _read_record(run_dir: Path) -> dict[str, Any]:
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """What `environment.json` of a run folder holds.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     path = run_dir / "environment.json"
     try:
         record: dict[str, Any] = json.loads(path.read_text())

@@ -12,7 +12,7 @@ import pytest
 from deflow_vision.config import load
 from deflow_vision.datasets.convert import convert
 from deflow_vision.tasks import resolve_task
-from deflow_vision.training.evaluation import _score
+from deflow_vision.training.evaluation import normalized_score
 from deflow_vision.training.loop import train
 from deflow_vision.training.restore import evaluate_run
 from deflow_vision.types import UserError
@@ -55,8 +55,8 @@ def test_a_converted_file_trains_and_is_scored_in_its_environment(configure_pen,
 
 
 def test_an_antmaze_score_is_its_success_in_percent():
-    assert _score("antmaze-large-play-v2", 0.25) == {"eval/normalized_score": 25.0}
-    assert _score("cube-single-play-singletask-task1-v0", 0.25) == {}
+    assert normalized_score("antmaze-large-play-v2", 0.25) == {"eval/normalized_score": 25.0}
+    assert normalized_score("cube-single-play-singletask-task1-v0", 0.25) == {}
 
 
 def test_a_store_of_another_d4rl_dataset_is_refused(configure_pen, tmp_path):
