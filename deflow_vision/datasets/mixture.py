@@ -88,7 +88,7 @@ class Mixture:
     def _overwritten(self, rng: np.random.Generator, step: int) -> Replacement:
         assert self._slots is not None
         assert self._offline is not None
-        offline, added = self._num_offline, self._replay.num_transitions
+        offline, added = self._num_offline, len(self._replay) + self._replay.num_evicted
         beyond = min(added, self._slots - offline)  # slots that the dataset never had
         drawn = rng.random(self._batch_size) < beyond / (offline + beyond)
         places = np.where(
