@@ -64,7 +64,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OnlineConfig:
-    """How the environment's transitions are collected and drawn in the online phase."""
+    """How the environment's transitions are collected, drawn and learned from in the online phase."""
 
     utd_ratio: int = 1
     """Updates for each step of the environment."""
@@ -78,6 +78,8 @@ class OnlineConfig:
     overwrite_offline: bool = False
     """Let online transitions replace the oldest of the dataset once both are more than 2,000,000,
     as in the reference's ring buffer; with sampling `union`."""
+    freeze_encoder: bool = False
+    """Keep the image encoder as the offline phase leaves it; where each head has one, all of them."""
     timeout_seconds: float = 300.0
     """How long the environment may take for an answer before it counts as hung."""
     max_restarts: int = 3
@@ -197,7 +199,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """Which transitions are trained on, and how they reach the device."""
     online: OnlineConfig = field(default_factory=OnlineConfig)
-    """How the environment's transitions are collected and drawn in the online phase."""
+    """How the environment's transitions are collected, drawn and learned from in the online phase."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Episodes in the real environment, and losses on the validation split."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -53,7 +53,7 @@ def _train(setup: Setup) -> Path:
     agent = make_agent(setup)
     start, last, turn = setup.first_step, setup.last_step, config.offline_steps
     if start > turn:
-        agent.begin_online()
+        begin_online(agent, config)
     optimizer = make_optimizer(agent)
     if setup.resume_from is not None:
         checkpoint.load(setup.resume_from, agent, optimizer, setup.identity(start))
@@ -104,7 +104,7 @@ def _train(setup: Setup) -> Path:
             episode: dict[str, float] = {}
             if collector is not None and step >= turn:
                 if step == turn:
-                    agent.begin_online()
+                    begin_online(agent, config)
                     drop_what_learns_no_more(agent, optimizer)
                     update.forget()
                 episode = collector(agent, step)
@@ -149,8 +149,15 @@ def make_optimizer(agent: Agent) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
 
 
+def begin_online(agent: Agent, config: TrainConfig) -> None:
+    """Freeze what is not to learn online."""
+    agent.begin_online()
+    if config.online.freeze_encoder:
+        agent.encoder.freeze()
+
+
 def drop_what_learns_no_more(agent: Agent, optimizer: torch.optim.Optimizer) -> None:
-    """Take what `begin_online` froze or replaced out of the optimizer, with its moments."""
+    """Take what is frozen or replaced online out of the optimizer, with its moments."""
     learning = {id(p) for p in agent.parameters() if p.requires_grad}
     for group in optimizer.param_groups:
         for parameter in group["params"]:

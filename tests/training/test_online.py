@@ -348,6 +348,23 @@ def test_a_fixed_flow_leaves_the_optimizer_and_resumes_bit_for_bit(kind, run, tm
     assert_same_run(whole, killed, LAST)
 
 
+@pytest.mark.parametrize(("algo", "sharing"), [("deflow", "shared"), ("calql", "separate")])
+def test_an_encoder_that_is_frozen_online_stays_and_resumes_bit_for_bit(
+    run, tmp_path, sharing, algo
+):
+    flags = ("--algo", algo, "--encoder.sharing", sharing, "--online.freeze-encoder")
+    whole = run("pixels", "whole", *flags)
+    before, after = weights(whole, OFFLINE), weights(whole, LAST)
+    moved = {n for n, value in before.items() if not torch.equal(value, after.get(n, value))}
+    assert any(name.startswith("agent:critic.") for name in moved)
+    assert any(name.startswith("agent:encoder.encoders.") for name in before)
+    assert not any(name.startswith("agent:encoder.encoders.") for name in moved)
+    assert not any("/encoder." in name for name in after)  # nor are there moments of it
+    killed = cut(whole, tmp_path / "killed", [c.step for c in checkpoints(whole)][-2])
+    train(load(["--resume", str(killed)]))
+    assert_same_run(whole, killed, LAST)
+
+
 @pytest.mark.slow
 def test_a_real_arm_is_played_and_resumes_bit_for_bit(kind, configure, tmp_path):
     store = write_task_store(tmp_path / "arm.zarr", kind, render_profile="draft")
