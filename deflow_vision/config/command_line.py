@@ -190,7 +190,7 @@ def _published(config: TrainConfig) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _rows(
     config: TrainConfig, source: str, table: Mapping[str, Any]
-) -> list[tuple[str, Mapping[str, Any]]]:
+) -> list[tuple[str, dict[str, Any]]]:
     """The layers of an algorithm's table: its defaults, the row of the family, that of the task.
 
     Raises:

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from deflow_vision.datasets.joint_replay import JointReplay
 from deflow_vision.datasets.replay import Replay
 from deflow_vision.seeding import derive_seed
 from deflow_vision.types import FrameBatch
@@ -54,7 +55,7 @@ class Mixture:
 
     def __init__(
         self,
-        replay: Replay,
+        replay: Replay | JointReplay,
         num_offline: int,
         batch_size: int,
         *,

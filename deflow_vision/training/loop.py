@@ -1,9 +1,9 @@
 """The training loop: one function for every algorithm, which it never names.
 
-Each step: save if due, evaluate if due, in the online phase a step of the environment if due, take
+Each step: save if due, evaluate if due, in the online phase step the environments if due, take
 batch k, `agent(batch, noises, stage)`, one backward of the summed losses, `update_targets`, one
 optimizer step, log if due. The loop comes round once more than there are updates, so that the last
-agent is saved and evaluated. Online, a checkpoint that is due waits for the end of the episode.
+agent is saved and evaluated. Online, a checkpoint that is due waits for the end of all episodes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from deflow_vision.training.batches import make_feed
 from deflow_vision.training.begin import begin_from
 from deflow_vision.training.feed import Feed
 from deflow_vision.training.logger import is_evaluated
-from deflow_vision.training.online import Collector, open_replay, open_training_pool
+from deflow_vision.training.online import Collector, open_buffers, open_training_pool
 from deflow_vision.training.setup import Setup, prepare
 from deflow_vision.training.update import make_update
 
@@ -67,7 +67,7 @@ def _train(setup: Setup) -> Path:
     update = make_update(agent, wrapped, optimizer, accelerator, cuda_graphs=graphs)
     collector = None
     if training_pool is not None:
-        collector = Collector(training_pool, open_replay(setup, agent), setup)
+        collector = Collector(training_pool, open_buffers(setup, agent), setup)
     feed = make_feed(setup, agent, "train", None if collector is None else collector.replay)
     val_feed = make_feed(setup, agent, "val") if setup.validates else None
     logger = setup.logger()
@@ -101,14 +101,15 @@ def _train(setup: Setup) -> Path:
             if step == last:
                 break
 
-            episode: dict[str, float] = {}
+            episodes: list[dict[str, float]] = []
             if collector is not None and step >= turn:
                 if step == turn:
                     begin_online(agent, config)
                     drop_what_learns_no_more(agent, optimizer)
                     update.forget()
-                episode = collector(agent, step)
-                played |= episode
+                episodes = collector(agent, step, hold=to_save)
+                for episode in episodes:
+                    played |= episode
             batch, noises = feed(step)
             recent |= update(batch, noises, step)
             meter.count += 1
@@ -120,8 +121,9 @@ def _train(setup: Setup) -> Path:
                 if logger is not None:
                     logger.log(step + 1, row)
                 progress.show(step + 1, row | played)
-            if episode and logger is not None:
-                logger.log(step + 1, episode)
+            if logger is not None:
+                for episode in episodes:
+                    logger.log(step + 1, episode)
             progress.update(step + 1)
     return setup.run_dir
 
