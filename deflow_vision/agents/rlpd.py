@@ -16,7 +16,7 @@ What it wants of the loop, which decides what a batch is:
       pi; evaluations take tanh of the mean.
 
 Options that the FQL form does not use and RLPD's own code does: more critics (`num_critics` 10), of
-which the lesser of a random two makes the target (`target_subset` 2, `q_agg` "min"), and the entropy
+which the least of a random few makes the target (`target_subset` 2, `q_agg` "min"), and the entropy
 in the target (`entropy_backup`). That code also has 20 updates for each step of the environment,
 5,000 random steps at first, and LayerNorm before ReLU in two or three layers of 256.
 
