@@ -67,10 +67,9 @@ class OnlineConfig:
     """How transitions are collected, drawn and learned from in the online phase."""
 
     num_envs: int = 1
-    """N: environments that are played side by side, a process each. They step together: N
-    transitions arrive at a time, and N times `utd_ratio` updates follow."""
+    """N: environments that step together, a process each; N `utd_ratio` updates follow a round."""
     utd_ratio: int = 1
-    """Updates for each transition, that is, for each step of one environment."""
+    """Updates for each step of one environment, that is, for each transition."""
     sampling: Sampling = "union"
     """union: batches uniform over the dataset and the online buffer together, as the reference
     draws them. balanced: half of each batch from either. ratio: `ratio` of it online."""
@@ -99,15 +98,11 @@ class OnlineConfig:
         _at_least(0, "online.max_restarts", self.max_restarts)
         if not 0 <= self.ratio <= 1:
             raise ValueError(f"online.ratio is {self.ratio}, must lie in [0, 1]")
-        if self.overwrite_offline and self.num_envs > 1:
-            raise ValueError(
-                f"online.overwrite_offline replaces in the order of collection, which "
-                f"{self.num_envs} environments do not share. Pass --online.num-envs 1"
-            )
-        if self.overwrite_offline and self.sampling != "union":
+        if self.overwrite_offline and (self.sampling != "union" or self.num_envs > 1):
             raise ValueError(
                 f"online.overwrite_offline is about one buffer for all data; with online.sampling "
-                f"{self.sampling} there are two. Pass --online.sampling union"
+                f"{self.sampling} and {self.num_envs} environments there are more. Pass "
+                "--online.sampling union --online.num-envs 1"
             )
 
 
