@@ -62,8 +62,6 @@ PUBLISHED = {
 }
 LONGER = {"idql", "srpo"}
 """Algorithms whose published protocol has more updates than the others'."""
-ONLINE_ONLY = {"rlpd"}
-"""Algorithms without an offline phase."""
 OFFLINE = [task.name for task in offline_tasks()]
 OFFLINE_TO_ONLINE = [task.name for task in offline_to_online_tasks()]
 
@@ -124,6 +122,60 @@ def test_online_steps_alone_keep_the_offline_length_of_the_task():
     assert (config.offline_steps, config.online_steps) == (500_000, 1_000_000)
 
 
+ONLINE = {
+    "fql": {
+        "humanoidmaze-medium-navigate": ("alpha", 30.0, 100.0),
+        "antsoccer-arena-navigate": ("alpha", 10.0, 30.0),
+        "cube-double-play": ("alpha", 300.0, 300.0),
+        "puzzle-4x4-play": ("alpha", 1000.0, 1000.0),
+        "antmaze-large-play-v2": ("alpha", 3.0, 3.0),
+        "pen-cloned-v1": ("alpha", 10_000.0, 1000.0),
+        "door-cloned-v1": ("alpha", 30_000.0, 1000.0),
+        "hammer-cloned-v1": ("alpha", 10_000.0, 1000.0),
+        "relocate-cloned-v1": ("alpha", 30_000.0, 10_000.0),
+        "relocate-expert-v1": ("alpha", 30_000.0, 30_000.0),
+    },
+    "ifql": {
+        "antsoccer-arena-navigate": ("num_candidates", 64, 64),
+        "antmaze-umaze-v2": ("num_candidates", 32, 32),
+        "pen-cloned-v1": ("num_candidates", 32, 128),
+        "door-cloned-v1": ("num_candidates", 128, 128),
+        "hammer-cloned-v1": ("num_candidates", 32, 128),
+        "relocate-cloned-v1": ("num_candidates", 32, 128),
+    },
+    "floq": {
+        "humanoidmaze-large-navigate": ("critic_flow_steps", 8, 16),
+        "antsoccer-arena-navigate": ("alpha", 10.0, 30.0),
+    },
+}
+"""Settings of an agent in offline and in offline-to-online runs, arXiv 2502.02538 and READMEs."""
+
+
+@pytest.mark.parametrize(("algo", "task"), [(a, t) for a, rows in ONLINE.items() for t in rows])
+def test_offline_to_online_runs_have_their_own_settings_where_the_papers_do(algo, task):
+    name, offline, online = ONLINE[algo][task]
+    assert getattr(compose(task, algo).agent, name) == offline
+    assert getattr(compose(task, algo, preset="offline-to-online").agent, name) == online
+
+
+def test_flags_and_files_win_over_the_settings_of_a_preset(layer):
+    argv = ["--task", "pen-cloned-v1", "--algo", "fql", "--preset", "offline-to-online"]
+    assert load([*argv, "--config", layer("agent: {alpha: 7.0}")]).agent.alpha == 7
+    assert load([*argv, "--agent.alpha", "8"]).agent.alpha == 8
+
+
+@pytest.mark.parametrize("task", OFFLINE_TO_ONLINE)
+def test_what_has_no_offline_phase_has_none_in_the_offline_to_online_protocol(task):
+    config = compose(task, "rlpd", preset="offline-to-online")
+    assert (config.offline_steps, config.online_steps) == (0, 1_000_000)
+    assert config.online.sampling == "balanced"
+
+
+def test_what_has_no_offline_phase_has_none_in_an_environment_of_ones_own():
+    config = compose("walk", "rlpd", env="my_walk:make")
+    assert (config.offline_steps, config.online.sampling) == (0, "balanced")
+
+
 def test_a_pixel_task_takes_the_published_encoder_augmentation_and_frame_stack():
     config = load(["--task", "visual-scene-play"])
     assert config.encoder.name == "impala_small"
@@ -138,7 +190,7 @@ def test_every_task_resolves_for_every_algorithm(algo):
     for task in OFFLINE:
         config = compose(task, algo)
         assert isinstance(config.agent, AGENTS[algo].Config)
-        offline_steps = 0 if algo in ONLINE_ONLY else published(task)[3]
+        offline_steps = published(task)[3] if AGENTS[algo].offline else 0
         assert config.offline_steps == offline_steps or algo in LONGER
         if hasattr(config.agent, "discount"):
             assert config.agent.discount == published(task)[1]
@@ -221,6 +273,13 @@ def test_words_and_numbers_in_yaml_mean_what_they_look_like(layer):
 def test_every_preset_composes_with_state_and_pixels(preset):
     for task in ("cube-single-play", "visual-cube-double-play"):
         assert isinstance(compose(task, preset=preset), TrainConfig)
+
+
+def test_the_tables_of_a_preset_are_of_algorithms_that_there_are():
+    tables = yaml.safe_load((configs_root() / "presets" / "offline-to-online.yaml").read_text())
+    assert tables["agents"].keys() <= AGENTS.keys()
+    for algo in tables["agents"]:
+        compose("scene-play", algo, preset="offline-to-online")  # refuses unknown rows
 
 
 def test_the_demo_reads_the_store_that_comes_with_the_repository():

@@ -70,6 +70,8 @@ class Agent(nn.Module, ABC):
     """The frozen dataclass of hyper-parameters."""
     batch_fields: ClassVar[tuple[str, ...]] = ()
     """Optional fields of `Batch` that the losses need: "next_actions", "mc_returns"."""
+    offline: ClassVar[bool] = True
+    """Whether it has an offline phase."""
     staged: ClassVar[bool] = False
     """Whether some updates leave parameters that learn without a gradient."""
 

@@ -16,9 +16,9 @@ What it wants of the loop, which decides what a batch is:
       pi; evaluations take tanh of the mean.
 
 Options that the FQL form does not use and RLPD's own code does: more critics (`num_critics` 10), of
-which a random few make the target (`target_subset` 2), and the entropy in the target
-(`entropy_backup`). That code also has 20 updates for each step of the environment, 5,000 random
-steps at first, and LayerNorm before ReLU in two or three layers of 256.
+which the least of a random few makes the target (`target_subset` 2, `q_agg` "min"), and the entropy
+in the target (`entropy_backup`). That code also has 20 updates for each step of the environment,
+5,000 random steps at first, and LayerNorm before ReLU in two or three layers of 256.
 
 Deviations from the reference:
     - With several updates for each step of the environment the policy learns in all of them; in
@@ -98,6 +98,7 @@ class RLPD(Agent):
 
     Config = RLPDConfig
     config: RLPDConfig
+    offline = False
 
     def __init__(self, spec: Spec, config: RLPDConfig, encoder_config: EncoderConfig) -> None:
         super().__init__(spec, config, encoder_config)

@@ -26,7 +26,8 @@ from deflow_vision.types import UserError
 DESCRIPTION = """Train an agent on a dataset, evaluate it in its environment.
 
 Settings apply in this order, later ones win: defaults, configs/agents/<algo>.yaml (defaults),
-configs/tasks/*.yaml, the agent's row for the task, --preset, --config from left to right, flags."""
+configs/tasks/*.yaml, the agent's row for the task, --preset (first what it has for all, then for
+this agent and task), --config from left to right, flags."""
 
 RESUMABLE = (
     "offline_steps",
@@ -126,8 +127,10 @@ def compose(
             key and the nearest valid ones.
     """
     layers = [(str(path), read_yaml(path)) for path in files]
+    tables: Mapping[str, Any] = {}
     if preset is not None:
         layers.insert(0, _preset(preset))
+        tables = layers[0][1].pop("agents", {})
     for source, layer in reversed(layers):
         named_env = _pop(layer, source, "env", check_own)
         named_algo = _pop(layer, source, "algo", check_algo)
@@ -143,6 +146,8 @@ def compose(
     else:
         task = resolve_task(task).name
     config = defaults(task, algo or "deflow", env)
+    if preset is not None:
+        layers[1:1] = _rows(config, layers[0][0], tables.get(config.algo, {}))
     for source, layer in (*_published(config), *layers):
         config = apply_layer(config, layer, source)
     return _resolve(config)
@@ -167,26 +172,40 @@ def _published(config: TrainConfig) -> list[tuple[str, Mapping[str, Any]]]:
     """The layers of `configs/agents/<algo>.yaml` and `configs/tasks/`, weakest first."""
     root = configs_root()
     agent_file = root / "agents" / f"{config.algo}.yaml"
-    table = read_yaml(agent_file)
-    rows = table.get("rows", {})
-    known = {name for each in all_tasks() for name in (each.family, each.name)}
-    if unknown := rows.keys() - known:
-        name = min(unknown)
-        raise ConfigError(f"{agent_file}: unknown family or task '{name}'. {nearest(name, known)}")
+    base, *rows = _rows(config, str(agent_file), read_yaml(agent_file))
     if config.env is not None:
-        return [(str(agent_file), table.get("defaults", {}))]
+        return [base]
     task = resolve_task(config.task)
     task_file = root / "tasks" / task.table
     # A task's switches are for the agents that have them: BC has no discount.
     switches = {"discount": task.discount, "q_agg": task.q_agg}
     has = {field.name for field in fields(config.agent)}
     return [
-        (str(agent_file), table.get("defaults", {})),
+        base,
         (str(task_file), read_yaml(task_file).get("settings", {})),
         (str(task_file), {"agent": {key: switches[key] for key in switches if key in has}}),
-        (str(agent_file), rows.get(task.family, {})),
-        (str(agent_file), rows.get(task.name, {})),
+        *rows,
     ]
+
+
+def _rows(
+    config: TrainConfig, source: str, table: Mapping[str, Any]
+) -> list[tuple[str, dict[str, Any]]]:
+    """The layers of an algorithm's table: its defaults, the row of the family, that of the task.
+
+    Raises:
+        ConfigError: a row of no family or task.
+    """
+    rows = table.get("rows", {})
+    known = {name for each in all_tasks() for name in (each.family, each.name)}
+    if unknown := rows.keys() - known:
+        name = min(unknown)
+        raise ConfigError(f"{source}: unknown family or task '{name}'. {nearest(name, known)}")
+    layers = [(source, table.get("defaults", {}))]
+    if config.env is None:
+        task = resolve_task(config.task)
+        layers += [(source, rows.get(task.family, {})), (source, rows.get(task.name, {}))]
+    return layers
 
 
 def _preset(name: str) -> tuple[str, dict[str, Any]]:

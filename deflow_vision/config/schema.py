@@ -64,20 +64,25 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OnlineConfig:
-    """How the environment's transitions are collected and drawn in the online phase."""
+    """How transitions are collected, drawn and learned from in the online phase."""
 
+    num_envs: int = 1
+    """N: environments that step together, a process each; N `utd_ratio` updates follow a round."""
     utd_ratio: int = 1
-    """Updates for each step of the environment."""
+    """Updates for each step of one environment, that is, for each transition."""
     sampling: Sampling = "union"
     """union: batches uniform over the dataset and the online buffer together, as the reference
     draws them. balanced: half of each batch from either. ratio: `ratio` of it online."""
     ratio: float = 0.5
     """Share of online transitions in a batch, with sampling `ratio`."""
     capacity: int = 1_000_000
-    """Online transitions that are drawn from; beyond, the oldest whole episodes leave."""
+    """Online transitions that are drawn from; beyond, the oldest whole episodes leave. Each
+    environment has an equal share of it."""
     overwrite_offline: bool = False
     """Let online transitions replace the oldest of the dataset once both are more than 2,000,000,
     as in the reference's ring buffer; with sampling `union`."""
+    freeze_encoder: bool = False
+    """Keep the image encoder, or those of all heads, as the offline phase leaves it."""
     timeout_seconds: float = 300.0
     """How long the environment may take for an answer before it counts as hung."""
     max_restarts: int = 3
@@ -86,16 +91,18 @@ class OnlineConfig:
 
     def __post_init__(self) -> None:
         """Refuse values without a meaning, and pairs that contradict each other."""
+        _at_least(1, "online.num_envs", self.num_envs)
         _at_least(1, "online.utd_ratio", self.utd_ratio)
-        _at_least(1, "online.capacity", self.capacity)
+        _at_least(self.num_envs, "online.capacity", self.capacity)
         _at_least(1e-3, "online.timeout_seconds", self.timeout_seconds)
         _at_least(0, "online.max_restarts", self.max_restarts)
         if not 0 <= self.ratio <= 1:
             raise ValueError(f"online.ratio is {self.ratio}, must lie in [0, 1]")
-        if self.overwrite_offline and self.sampling != "union":
+        if self.overwrite_offline and (self.sampling != "union" or self.num_envs > 1):
             raise ValueError(
                 f"online.overwrite_offline is about one buffer for all data; with online.sampling "
-                f"{self.sampling} there are two. Pass --online.sampling union"
+                f"{self.sampling} and {self.num_envs} environments there are more. Pass "
+                "--online.sampling union --online.num-envs 1"
             )
 
 
@@ -197,7 +204,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """Which transitions are trained on, and how they reach the device."""
     online: OnlineConfig = field(default_factory=OnlineConfig)
-    """How the environment's transitions are collected and drawn in the online phase."""
+    """How transitions are collected, drawn and learned from in the online phase."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Episodes in the real environment, and losses on the validation split."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from deflow_vision.datasets.joint_replay import JointReplay
 from deflow_vision.datasets.replay import Replay
 from deflow_vision.seeding import derive_seed
 from deflow_vision.types import FrameBatch
@@ -54,7 +55,7 @@ class Mixture:
 
     def __init__(
         self,
-        replay: Replay,
+        replay: Replay | JointReplay,
         num_offline: int,
         batch_size: int,
         *,
@@ -88,7 +89,7 @@ class Mixture:
     def _overwritten(self, rng: np.random.Generator, step: int) -> Replacement:
         assert self._slots is not None
         assert self._offline is not None
-        offline, added = self._num_offline, self._replay.num_transitions
+        offline, added = self._num_offline, len(self._replay) + self._replay.num_evicted
         beyond = min(added, self._slots - offline)  # slots that the dataset never had
         drawn = rng.random(self._batch_size) < beyond / (offline + beyond)
         places = np.where(

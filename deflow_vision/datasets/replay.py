@@ -188,8 +188,8 @@ class Replay:
 
     def _returns_of(self, start: int) -> np.ndarray:
         """Monte-Carlo returns of the finished episodes from state `start` on."""
-        rows = self._steps.rows()[start:]
         ends = self._ends[self._ends > start] - start
+        rows = self._steps.rows()[start:][: ends.max(initial=0)]  # none of a running one
         scale, shift = self._scaling
         # The failure's reward is rounded as the others are, so that they can be equal.
         rewards = scale * np.append(rows[:, -3], np.float32(self._failure)) + shift

@@ -55,8 +55,8 @@ class EnvPool:
     Args:
         env_id: see `make_env`, as the other arguments.
         num_envs: number of worker processes.
-        timeout: seconds that a step or a reset may take, for ever by default; one that takes longer
-            is an `EnvError`, and its copy must be restarted.
+        timeout: seconds that a step, a reset or the making of a copy may take, for ever by default;
+            one that takes longer is an `EnvError`, and its copy must be restarted.
 
     Attributes:
         num_envs: number of copies.
@@ -137,9 +137,27 @@ class EnvPool:
         Returns:
             What each returned, in the order of `indices`.
         """
+        results = []
+        for result in self.try_step(indices, actions):
+            if isinstance(result, EnvError):
+                raise result
+            results.append(result)
+        return results
+
+    def try_step(self, indices: Sequence[int], actions: np.ndarray) -> list[EnvStep | EnvError]:
+        """As `step`, but the error of a copy that fails stands in its place: the others go on."""
+        results: dict[int, EnvStep | EnvError] = {}
         for index, action in zip(indices, actions, strict=True):
-            self._send(index, "step", np.asarray(action))
-        return [EnvStep(*self._receive(index)) for index in indices]
+            try:
+                self._send(index, "step", np.asarray(action))
+            except EnvError as error:
+                results[index] = error
+        for index in [index for index in indices if index not in results]:
+            try:
+                results[index] = EnvStep(*self._receive(index))
+            except EnvError as error:
+                results[index] = error
+        return [results[index] for index in indices]
 
     def restart(self, index: int) -> None:
         """Make one copy anew, in another process, whatever has become of it."""
@@ -196,6 +214,7 @@ class EnvPool:
 
     def _send(self, index: int, method: str, *args: Any) -> None:
         try:
+            self._workers[index].start(self._timeout)
             self._workers[index].send(method, *args)
         except WorkerError as error:
             raise self._failure(index, error) from error

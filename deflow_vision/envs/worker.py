@@ -57,9 +57,22 @@ class Worker:
         self._send((factory, args))
         self._started = False
 
+    def start(self, timeout: float | None = None) -> None:
+        """Wait until the object is made; the first call does that, too.
+
+        Args:
+            timeout: seconds to wait for it; for ever by default.
+
+        Raises:
+            WorkerError: it could not be made, or not in time; close the worker then.
+        """
+        if not self._started:
+            self.receive(timeout)
+            self._started = True
+
     def send(self, method: str, *args: Any) -> None:
         """Start a call; fetch its result with `receive` before the next one."""
-        self._wait_for_start()
+        self.start()
         self._send((method, args))
 
     def receive(self, timeout: float | None = None) -> Any:
@@ -72,8 +85,15 @@ class Worker:
             WorkerError: the call raised (its traceback is in the message), the process died, or
                 there is no answer in time; close the worker then.
         """
-        self._wait_for_start()
-        return self._receive(timeout)
+        if timeout is not None and not self._connection.poll(timeout):
+            raise WorkerError(f"the worker process {self.pid} gave no answer in {timeout:g} s")
+        try:
+            succeeded, value = self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise self._death() from None
+        if not succeeded:
+            raise WorkerError(value)
+        return value
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the object; raises like `receive`."""
@@ -104,27 +124,11 @@ class Worker:
     ) -> None:
         self.close()
 
-    def _wait_for_start(self) -> None:
-        if not self._started:
-            self._started = True
-            self._receive()
-
     def _send(self, message: Any) -> None:
         try:
             self._connection.send(message)
         except (BrokenPipeError, ConnectionResetError):
             raise self._death() from None
-
-    def _receive(self, timeout: float | None = None) -> Any:
-        if timeout is not None and not self._connection.poll(timeout):
-            raise WorkerError(f"the worker process {self.pid} gave no answer in {timeout:g} s")
-        try:
-            succeeded, value = self._connection.recv()
-        except (EOFError, ConnectionResetError):
-            raise self._death() from None
-        if not succeeded:
-            raise WorkerError(value)
-        return value
 
     def _death(self) -> WorkerError:
         with contextlib.suppress(subprocess.TimeoutExpired):

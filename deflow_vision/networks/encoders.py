@@ -183,6 +183,10 @@ class ObservationEncoder(nn.Module):
         for name, target in self.targets.items():
             ema_update(target, self.encoders[name], tau)
 
+    def freeze(self) -> None:
+        """Let the encoders learn no more."""
+        self.encoders.requires_grad_(False)
+
     def freeze_copy(self, head: str) -> None:
         """Give a head an encoder of its own that nothing trains, equal to the one it reads now."""
         self.encoders[head] = ema_copy(self.encoders[self._key(head)])

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from deflow_vision.agents.base import Agent
 from deflow_vision.datasets.augment import Augmentation
+from deflow_vision.datasets.joint_replay import JointReplay
 from deflow_vision.datasets.mixture import Mixture
 from deflow_vision.datasets.remote import uncached
 from deflow_vision.datasets.replay import Replay
@@ -21,7 +22,10 @@ _VAL_WINDOW_BLOCKS = 8
 
 
 def make_feed(
-    setup: Setup, agent: Agent, purpose: Literal["train", "val"], replay: Replay | None = None
+    setup: Setup,
+    agent: Agent,
+    purpose: Literal["train", "val"],
+    replay: Replay | JointReplay | None = None,
 ) -> Feed:
     """Batches of a split by step.
 
@@ -85,7 +89,7 @@ def returns_settings(agent: Agent) -> dict[str, Any]:
     }
 
 
-def _mixture(setup: Setup, replay: Replay, sampler: Sampler, seed: int) -> Mixture:
+def _mixture(setup: Setup, replay: Replay | JointReplay, sampler: Sampler, seed: int) -> Mixture:
     online, count = setup.config.online, sampler.transitions_per_epoch
     return Mixture(
         replay,

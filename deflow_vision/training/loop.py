@@ -1,9 +1,9 @@
 """The training loop: one function for every algorithm, which it never names.
 
-Each step: save if due, evaluate if due, in the online phase a step of the environment if due, take
+Each step: save if due, evaluate if due, in the online phase step the environments if due, take
 batch k, `agent(batch, noises, stage)`, one backward of the summed losses, `update_targets`, one
 optimizer step, log if due. The loop comes round once more than there are updates, so that the last
-agent is saved and evaluated. Online, a checkpoint that is due waits for the end of the episode.
+agent is saved and evaluated. Online, a checkpoint that is due waits for the end of all episodes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from deflow_vision.training.batches import make_feed
 from deflow_vision.training.begin import begin_from
 from deflow_vision.training.feed import Feed
 from deflow_vision.training.logger import is_evaluated
-from deflow_vision.training.online import Collector, open_replay, open_training_pool
+from deflow_vision.training.online import Collector, open_buffers, open_training_pool
 from deflow_vision.training.setup import Setup, prepare
 from deflow_vision.training.update import make_update
 
@@ -53,7 +53,7 @@ def _train(setup: Setup) -> Path:
     agent = make_agent(setup)
     start, last, turn = setup.first_step, setup.last_step, config.offline_steps
     if start > turn:
-        agent.begin_online()
+        begin_online(agent, config)
     optimizer = make_optimizer(agent)
     if setup.resume_from is not None:
         checkpoint.load(setup.resume_from, agent, optimizer, setup.identity(start))
@@ -67,7 +67,7 @@ def _train(setup: Setup) -> Path:
     update = make_update(agent, wrapped, optimizer, accelerator, cuda_graphs=graphs)
     collector = None
     if training_pool is not None:
-        collector = Collector(training_pool, open_replay(setup, agent), setup)
+        collector = Collector(training_pool, open_buffers(setup, agent), setup)
     feed = make_feed(setup, agent, "train", None if collector is None else collector.replay)
     val_feed = make_feed(setup, agent, "val") if setup.validates else None
     logger = setup.logger()
@@ -101,14 +101,15 @@ def _train(setup: Setup) -> Path:
             if step == last:
                 break
 
-            episode: dict[str, float] = {}
+            episodes: list[dict[str, float]] = []
             if collector is not None and step >= turn:
                 if step == turn:
-                    agent.begin_online()
+                    begin_online(agent, config)
                     drop_what_learns_no_more(agent, optimizer)
                     update.forget()
-                episode = collector(agent, step)
-                played |= episode
+                episodes = collector(agent, step, hold=to_save)
+                for episode in episodes:
+                    played |= episode
             batch, noises = feed(step)
             recent |= update(batch, noises, step)
             meter.count += 1
@@ -120,8 +121,9 @@ def _train(setup: Setup) -> Path:
                 if logger is not None:
                     logger.log(step + 1, row)
                 progress.show(step + 1, row | played)
-            if episode and logger is not None:
-                logger.log(step + 1, episode)
+            if logger is not None:
+                for episode in episodes:
+                    logger.log(step + 1, episode)
             progress.update(step + 1)
     return setup.run_dir
 
@@ -149,8 +151,15 @@ def make_optimizer(agent: Agent) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
 
 
+def begin_online(agent: Agent, config: TrainConfig) -> None:
+    """Freeze what is not to learn online."""
+    agent.begin_online()
+    if config.online.freeze_encoder:
+        agent.encoder.freeze()
+
+
 def drop_what_learns_no_more(agent: Agent, optimizer: torch.optim.Optimizer) -> None:
-    """Take what `begin_online` froze or replaced out of the optimizer, with its moments."""
+    """Take what is frozen or replaced online out of the optimizer, with its moments."""
     learning = {id(p) for p in agent.parameters() if p.requires_grad}
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -231,6 +231,13 @@ def prepare(config: TrainConfig) -> Iterator[Setup]:
             "offline_steps and online_steps are both 0, so that nothing is trained: pass "
             "--offline-steps N or --online-steps N (RLPD has no offline phase)"
         )
+    if config.offline_steps and not AGENTS[config.algo].offline:
+        log.warning(
+            "%s is made to learn from what it collects, and is to have %s updates on the dataset "
+            "alone: pass --offline-steps 0 --online-steps N for its published form",
+            config.algo,
+            f"{config.offline_steps:,}",
+        )
     if resume_from is not None and resume_from.step > last:
         phase = "online" if config.online_steps else "offline"
         raise UserError(

@@ -85,3 +85,21 @@ def test_overwriting_draws_from_the_slots_of_a_ring_buffer(replay, added):
     assert set(seen) == set(filled)
     counts = np.array([seen.count(slot) for slot in filled])
     assert np.abs(counts / counts.mean() - 1).max() < 0.15
+
+
+def test_overwriting_leaves_out_a_running_episode_where_returns_are_wanted(tmp_path):
+    replay = Replay(
+        tmp_path / "replay",
+        observation_shape=(5,),
+        dtype="float32",
+        action_dim=2,
+        frame_stack=1,
+        capacity=100,
+        fields=("mc_returns",),
+    )
+    fill(replay, (4, 6), pixels=False, running=True)
+    mixture = Mixture(
+        replay, 5, 64, seed=0, slots=20, offline=lambda step: np.zeros(64, dtype=np.int64)
+    )
+    drawn = np.concatenate([numbers_of(mixture(step)) for step in range(20)])
+    assert set(drawn) == {0, 1, 2}

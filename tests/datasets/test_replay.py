@@ -176,3 +176,20 @@ def test_an_episode_of_nothing_but_failure_returns_as_if_it_went_on(make, pixels
         replay.add(np.zeros(A), -0.3, 1.0, frame)
     replay.end()
     np.testing.assert_allclose(replay.batch(np.arange(2)).mc_returns, -2.1, rtol=1e-6)
+
+
+def test_returns_of_a_buffer_that_was_saved_inside_an_episode_go_on(make, pixels):
+    arguments = {"fields": ("mc_returns",), "discount": 0.9, "failure": -2.0}
+    replay = make(**arguments)
+    fill(replay, (4, 3), pixels, running=True)
+    saved = replay.state()
+    replay.close()
+    again = make(**arguments, saved=saved)
+    assert len(again) == 3
+    again.end()
+    fill(again, (3,), pixels, start=7)
+    number = np.arange(10)
+    rewards, masks = -(number % 3).astype(np.float32), (number % 5 != 0).astype(np.float32)
+    wanted = returns_to_go(rewards, masks, np.array([4, 7, 10]), 0.9, -2.0)
+    found = again.batch(np.arange(len(again))).mc_returns
+    np.testing.assert_allclose(found, wanted[[0, 1, 2, 4, 5, 7, 8]])

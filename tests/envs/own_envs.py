@@ -144,6 +144,11 @@ def make_seen_walk() -> gymnasium.Env:
     return TimeLimit(Walk(pixels=True), max_episode_steps=5)
 
 
+def make_hanging() -> gymnasium.Env:
+    time.sleep(1000)
+    return make_walk()
+
+
 class Faulty(Walk):
     """Fails in the way, at the step, and as often as `FAULTS` says: files count the times."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deflow_vision.envs.make import make_env, registered_id
-from deflow_vision.envs.pool import EnvError, EnvPool
+from deflow_vision.envs.pool import EnvError, EnvPool, EnvStep
 from deflow_vision.envs.rendering import NO_DRAWING, NoRendererError, worker_variables
 from deflow_vision.envs.worker import run_in_worker
 
@@ -164,10 +164,33 @@ def test_a_worker_that_draws_never_imports_torch() -> None:
 
 
 def test_a_step_that_takes_too_long_is_an_error_and_a_restarted_copy_goes_on() -> None:
-    with EnvPool("tests.envs.own_envs:make_sleepy", num_envs=1, timeout=1.0) as pool:
+    with EnvPool("tests.envs.own_envs:make_sleepy", num_envs=1, timeout=3.0) as pool:
         before = pool.reset(0, seed=4)
-        with pytest.raises(EnvError, match=r"seed 4: .* gave no answer in 1 s"):
+        with pytest.raises(EnvError, match=r"seed 4: .* gave no answer in 3 s"):
             pool.step([0], np.ones((1, 2)))
         pool.restart(0)
         assert np.array_equal(pool.reset(0, seed=4), before)
         pool.step([0], np.zeros((1, 2)))
+
+
+def test_an_environment_whose_making_hangs_is_an_error() -> None:
+    with pytest.raises(EnvError, match=r"before the first episode: .* gave no answer in 2 s"):
+        EnvPool("tests.envs.own_envs:make_hanging", num_envs=1, timeout=2.0)
+
+
+def test_a_copy_that_fails_leaves_the_steps_of_the_others() -> None:
+    with EnvPool("tests.envs.own_envs:make_walk", num_envs=3) as pool:
+        pool.reset_many([0, 1, 2], [4, 5, 4])
+        os.kill(pool._workers[1].pid, signal.SIGKILL)
+        first, failed, third = pool.try_step([0, 1, 2], np.zeros((3, 2)))
+        assert isinstance(first, EnvStep)
+        assert np.array_equal(first.observation, third.observation)
+        assert "copy 1 of 3, failed in the episode with seed 5" in str(failed)
+        with pytest.raises(EnvError, match="copy 1 of 3"):
+            pool.step([0, 1, 2], np.zeros((3, 2)))
+        pool.restart(1)
+        pool.reset(1, 4)
+        pool.step([1], np.zeros((1, 2)))
+        pool.step([1], np.zeros((1, 2)))
+        results = pool.step([0, 1, 2], np.zeros((3, 2)))  # no answer of an earlier step is left
+        assert len({tuple(result.observation) for result in results}) == 1

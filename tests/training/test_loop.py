@@ -255,6 +255,16 @@ def test_a_run_without_updates_says_so(configure, tmp_path, caplog):
     assert "nothing is trained" in caplog.text
 
 
+@pytest.mark.parametrize("algo", ["rlpd", "calql"])
+def test_a_method_without_an_offline_phase_that_is_given_one_is_warned_of(
+    algo, configure, tmp_path, caplog
+):
+    train(configure("state", tmp_path / "run", "--algo", algo, "--offline-steps", "1"))
+    assert ("1 updates on the dataset alone: pass --offline-steps 0" in caplog.text) == (
+        algo == "rlpd"
+    )
+
+
 def test_accumulation_of_gradients_is_refused(configure, tmp_path, monkeypatch):
     # Accelerate would divide the losses by 4, and each update would take one batch all the same.
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")

@@ -81,7 +81,8 @@ def run(walks, tmp_path):
 
 
 def replay_files(run_dir):
-    return {path.name: path.read_bytes() for path in (run_dir / "replay").iterdir()}
+    folder = run_dir / "replay"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.bin")}
 
 
 def online_rows(run_dir):
@@ -108,6 +109,20 @@ def test_a_run_killed_at_any_moment_resumes_bit_for_bit(kind, residency, run, tm
         train(load(["--resume", str(killed)]))
         assert_same_run(whole, killed, LAST)
         assert replay_files(killed) == replay_files(whole)
+
+
+def test_a_run_in_several_environments_that_is_killed_resumes_bit_for_bit(run, tmp_path):
+    whole = run("state", "whole", "--online.num-envs", "3", "--online-steps", "40")
+    assert sorted({Path(name).parts[0] for name in replay_files(whole)}) == ["0", "1", "2"]
+    online = [c.step for c in checkpoints(whole) if c.step > OFFLINE]
+    assert len(online) >= 3
+    for step in online[:-1:2]:
+        killed = cut(whole, tmp_path / f"killed_{step}", step)
+        train(load(["--resume", str(killed)]))
+        assert_same_run(whole, killed, OFFLINE + 40)
+        assert replay_files(killed) == replay_files(whole)
+    table = online_rows(whole)
+    assert table["online/env_steps"].max() <= 40 + 2
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(kind, run, tmp_path):
@@ -192,8 +207,11 @@ def test_an_offline_run_goes_on_online_as_if_it_had_been_one(kind, run):
     assert_same_run(whole, half, LAST)
 
 
-def test_a_finished_run_goes_on_with_a_new_episode(run):
-    run_dir = run("state", "run")
+@pytest.mark.parametrize(
+    "flags", [(), ("--online.num-envs", "2"), ("--algo", "calql")], ids=["one", "two", "returns"]
+)
+def test_a_finished_run_goes_on_with_a_new_episode(run, flags):
+    run_dir = run("state", "run", *flags)
     before = replay_files(run_dir)
     train(load(["--resume", str(run_dir), "--online-steps", str(ONLINE + 9)]))
     after = replay_files(run_dir)
@@ -221,6 +239,9 @@ def test_the_dataset_is_overwritten_where_that_is_asked_for(run, monkeypatch):
     [
         ({"utd_ratio": 0}, r"online\.utd_ratio is 0, must be at least 1"),
         ({"capacity": 0}, r"online\.capacity is 0, must be at least 1"),
+        ({"num_envs": 0}, r"online\.num_envs is 0, must be at least 1"),
+        ({"num_envs": 3, "capacity": 2}, r"online\.capacity is 2, must be at least 3"),
+        ({"overwrite_offline": True, "num_envs": 2}, r"Pass .* --online\.num-envs 1"),
         ({"ratio": 1.5}, r"online\.ratio is 1\.5, must lie in \[0, 1\]"),
         ({"overwrite_offline": True, "sampling": "balanced"}, r"Pass --online\.sampling union"),
     ],
@@ -344,6 +365,23 @@ def test_a_fixed_flow_leaves_the_optimizer_and_resumes_bit_for_bit(kind, run, tm
     step = [c.step for c in checkpoints(whole)][-2]
     assert step > OFFLINE
     killed = cut(whole, tmp_path / "killed", step)
+    train(load(["--resume", str(killed)]))
+    assert_same_run(whole, killed, LAST)
+
+
+@pytest.mark.parametrize(("algo", "sharing"), [("deflow", "shared"), ("calql", "separate")])
+def test_an_encoder_that_is_frozen_online_stays_and_resumes_bit_for_bit(
+    run, tmp_path, sharing, algo
+):
+    flags = ("--algo", algo, "--encoder.sharing", sharing, "--online.freeze-encoder")
+    whole = run("pixels", "whole", *flags)
+    before, after = weights(whole, OFFLINE), weights(whole, LAST)
+    moved = {n for n, value in before.items() if not torch.equal(value, after.get(n, value))}
+    assert any(name.startswith("agent:critic.") for name in moved)
+    assert any(name.startswith("agent:encoder.encoders.") for name in before)
+    assert not any(name.startswith("agent:encoder.encoders.") for name in moved)
+    assert not any("/encoder." in name for name in after)  # nor are there moments of it
+    killed = cut(whole, tmp_path / "killed", [c.step for c in checkpoints(whole)][-2])
     train(load(["--resume", str(killed)]))
     assert_same_run(whole, killed, LAST)
 
