@@ -10,7 +10,7 @@ from typing import Any
 from deflow_vision.benchmark.protocols import PROTOCOLS, Protocol
 from deflow_vision.benchmark.published import Published, read_published
 from deflow_vision.benchmark.tables import Method, Settings, Table
-from deflow_vision.config import ConfigError, apply_layer
+from deflow_vision.config import ConfigError, apply_layer, compose
 from deflow_vision.config.layers import defaults, read_yaml
 from deflow_vision.tasks import (
     Task,
@@ -27,7 +27,7 @@ TASK_LISTS = {"offline": offline_tasks, "offline-to-online": offline_to_online_t
 """Lists of published tasks that a table may name in place of tasks."""
 
 KEYS = (
-    *("title", "protocol", "tasks", "methods", "seeds", "settings", "task_settings"),
+    *("title", "protocol", "tasks", "methods", "seeds", "preset", "settings", "task_settings"),
     *("categories", "published"),
 )
 METHOD_KEYS = ("algo", "observations", "settings", "task_settings")
@@ -73,6 +73,7 @@ def _read(path: Path, values: Mapping[str, Any]) -> Table:
         tasks=tasks,
         methods=tuple(_methods(path, values["methods"])),
         seeds=_seeds(path, values["seeds"]),
+        preset=values.get("preset"),
         settings=_mapping(str(path), values, "settings"),
         task_settings=_task_settings(path, str(path), values),
         categories=_categories(path, values, tasks),
@@ -178,6 +179,11 @@ def _published(path: Path, values: Mapping[str, Any], protocol: Protocol) -> Ite
 
 def _check_settings(path: Path, table: Table) -> None:
     """Refuse an unknown algorithm or setting, before anything runs."""
+    if table.preset is not None:
+        try:
+            compose(table.tasks[0].name, table.methods[0].algo, preset=table.preset)
+        except UserError as error:
+            raise ConfigError(f"{path}: {error}") from error
     checked = set()
     for task in table.tasks:
         for method in table.methods:

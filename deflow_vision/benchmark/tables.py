@@ -49,6 +49,7 @@ class Cell:
         seed: of the run.
         settings: all that the table changes, in the shape of a run's configuration.
         run_dir: the run's folder.
+        preset: of `configs/presets/`, what the settings change; None for the published ones.
     """
 
     method: Method
@@ -56,6 +57,7 @@ class Cell:
     seed: int
     settings: Settings
     run_dir: Path
+    preset: str | None = None
 
     @property
     def name(self) -> str:
@@ -66,13 +68,15 @@ class Cell:
         """What `scripts/train.py` is given."""
         return [
             *("--task", self.task.name, "--algo", self.method.algo, "--seed", str(self.seed)),
-            *("--run-dir", str(self.run_dir), *flags(self.settings)),
+            *("--run-dir", str(self.run_dir)),
+            *(() if self.preset is None else ("--preset", self.preset)),
+            *flags(self.settings),
         ]
 
     def config(self) -> TrainConfig:
         """The configuration that these arguments mean."""
-        published = _published_config(self.task.name, self.method.algo)
-        config = apply_layer(published, self.settings, self.name)
+        base = _base_config(self.task.name, self.method.algo, self.preset)
+        config = apply_layer(base, self.settings, self.name)
         return replace(config, seed=self.seed, run_dir=self.run_dir)
 
 
@@ -87,6 +91,7 @@ class Table:
         tasks: the rows.
         methods: the columns; the first is the one that the others are compared with.
         seeds: how many runs a cell has, by "state" and "pixels".
+        preset: of `configs/presets/`, for every run; None for the published settings alone.
         settings: what the table changes for every run.
         task_settings: the same for one task or one family of tasks.
         categories: tasks whose mean is a row of its own, by name.
@@ -99,6 +104,7 @@ class Table:
     tasks: tuple[Task, ...]
     methods: tuple[Method, ...]
     seeds: Mapping[str, int]
+    preset: str | None
     settings: Settings
     task_settings: Mapping[str, Settings]
     categories: Mapping[str, tuple[Task, ...]]
@@ -119,7 +125,8 @@ class Table:
                 if method.runs_on(task):
                     for seed in range(self.num_seeds(task)):
                         folder = root / self.name / task.name / method.name / f"seed{seed}"
-                        yield Cell(method, task, seed, self.settings_of(method, task), folder)
+                        settings = self.settings_of(method, task)
+                        yield Cell(method, task, seed, settings, folder, self.preset)
 
     def settings_of(self, method: Method, task: Task) -> Settings:
         """What the table changes for a method on a task; later ones win: table, method."""
@@ -160,5 +167,5 @@ def flags(settings: Settings, prefix: str = "") -> Iterator[str]:
 
 
 @cache
-def _published_config(task: str, algo: str) -> TrainConfig:
-    return compose(task, algo)
+def _base_config(task: str, algo: str, preset: str | None) -> TrainConfig:
+    return compose(task, algo, preset=preset)

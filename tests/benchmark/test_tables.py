@@ -129,6 +129,7 @@ def test_an_unknown_table_is_refused():
         ({"seeds": {"state": 2}}, "one for each of state and pixels"),
         ({"task_settings": {"pan": {}}}, "unknown task 'pan'"),
         ({"column": []}, "unknown key 'column'"),
+        ({"preset": "onlin"}, "onlin"),
         ({"settings": 5}, "settings is 5, must be a mapping"),
         ({"task_settings": {"pen": [1]}}, r"pen is \[1\], must be a mapping"),
         ({"categories": {"all": ["scene-play"]}}, "category all has scene-play-task2"),
@@ -139,6 +140,14 @@ def test_an_unknown_table_is_refused():
 def test_what_means_nothing_is_refused_before_anything_runs(make_table, changes, message):
     with pytest.raises(UserError, match=message):
         make_table(**changes)
+
+
+def test_a_preset_is_part_of_every_run(make_table):
+    table = make_table(preset="offline-to-online", methods={"fql": {}}, tasks=["antsoccer-arena"])
+    cell = next(table.cells(Path("runs")))
+    assert "--preset offline-to-online" in " ".join(cell.arguments())
+    assert cell.config().agent.alpha == 30.0
+    assert load(cell.arguments()).agent.alpha == 30.0
 
 
 def test_a_missing_part_is_named(write_table):
