@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections import deque
@@ -152,6 +153,10 @@ def run_cells(
     Raises:
         KeyboardInterrupt: after the jobs were told to stop; their runs can be resumed.
     """
+    # A command that a shell put into the background ignores interrupts, and its jobs would inherit
+    # that: submitit ends them by one.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     outcomes, waiting = _sort_out(cells, table)
     running: dict[str, tuple[Job, Cell]] = {}
     try:

@@ -143,6 +143,17 @@ def alive(pid):
         return False
 
 
+@pytest.fixture(params=["in front", "in the background"])
+def place(request):
+    """A shell has the commands in its background ignore interrupts."""
+    before = signal.getsignal(signal.SIGINT)
+    in_front = request.param == "in front"
+    signal.signal(signal.SIGINT, signal.default_int_handler if in_front else signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("place")
 def test_ctrl_c_leaves_no_trainer_behind_and_a_run_belongs_to_one_process(
     tiny, tmp_path, monkeypatch
 ):
