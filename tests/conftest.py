@@ -9,6 +9,8 @@ from jaxtyping import install_import_hook
 
 from tests.servers import S3, Web
 
+SAMPLE_STORE = Path(__file__).parents[1] / "data/samples/visual-cube-double-play-v0.zarr"
+
 torch.set_num_threads(1)  # tensors here are tiny: more threads only wait for each other
 
 install_import_hook(
@@ -44,3 +46,18 @@ def web(tmp_path: Path) -> Iterator[Web]:
     server = Web(tmp_path)
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def pixel_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DeFlow on the committed sample: 4 updates of tiny networks, two checkpoints."""
+    from deflow_vision.config import load
+    from deflow_vision.training.loop import train
+
+    run = tmp_path_factory.mktemp("pixel_run") / "run"
+    flags = ["--task", "visual-cube-double-play", "--data.path", str(SAMPLE_STORE)]
+    flags += ["--encoder.name", "impala_debug", "--agent.hidden-dims", "8", "12"]
+    flags += ["--batch-size", "6", "--offline-steps", "4", "--checkpoint.every", "2"]
+    flags += ["--eval.episodes", "0", "--eval.val-batches", "1", "--num-threads", "1"]
+    train(load([*flags, "--run-dir", str(run)]))
+    return run

@@ -34,14 +34,14 @@ MAY_IMPORT = {
     | NUMERICS
     | {"agents", "networks", "config", "datasets", "envs", "analysis"},
     "benchmark": GROUND | {"config", "analysis"},
-    "sharing": GROUND | {"agents", "config", "datasets", "training"},
+    "sharing": GROUND | {"agents", "config", "datasets", "training", "analysis"},
 }
 """What each part of the package may import, besides itself."""
 
 ONE_LAZY_HOME = (
     *("wandb", "ogbench", "timm", "kornia"),
     *("gymnasium_robotics", "h5py", "minari", "obstore"),
-    *("huggingface_hub", "onnxruntime", "submitit"),
+    *("huggingface_hub", "onnxruntime", "submitit", "umap"),
 )
 
 TORCH_FREE = (

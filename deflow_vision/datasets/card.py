@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from deflow_vision.datasets.drawable import advise_drawing
-from deflow_vision.datasets.schema import read_rows
+from deflow_vision.datasets.pick import pick_rows
 from deflow_vision.datasets.store import Split, Store, open_store
 from deflow_vision.types import UserError
 
@@ -191,7 +191,7 @@ def sheet_frames(path: Path | str, episodes: int = 4, pictures: int = 6) -> np.n
     starts = np.concatenate([[0], ends[:-1]])
     chosen = _spread(0, len(ends) - 1, min(episodes, len(ends)))
     numbers = [_spread(starts[i], ends[i] - 1, pictures) for i in chosen]
-    return _frames(split, np.concatenate(numbers))
+    return pick_rows(split.observations, np.concatenate(numbers))
 
 
 def film_frames(path: Path | str, at_most: int = 300) -> np.ndarray:
@@ -210,7 +210,7 @@ def film_frames(path: Path | str, at_most: int = 300) -> np.ndarray:
     """
     split = _pixels(path)
     length = int(split.episode_ends[0])
-    return _frames(split, _spread(0, length - 1, min(at_most, length)))
+    return pick_rows(split.observations, _spread(0, length - 1, min(at_most, length)))
 
 
 def _pixels(path: Path | str) -> Split:
@@ -222,14 +222,6 @@ def _pixels(path: Path | str) -> Split:
 
 def _spread(first: int, last: int, count: int) -> np.ndarray:
     return np.linspace(first, last, count).round().astype(int)
-
-
-def _frames(split: Split, numbers: np.ndarray) -> np.ndarray:
-    """The observations of some states, in order; each chunk is decoded once."""
-    blocks = numbers // split.observations.chunks[0]
-    runs = np.split(numbers, np.flatnonzero(np.diff(blocks)) + 1)
-    reads = [(run, read_rows(split.observations, run[0], run[-1] + 1)) for run in runs]
-    return np.concatenate([rows[run - run[0]] for run, rows in reads])
 
 
 def _splits(store: Store) -> dict[str, Split]:
