@@ -78,6 +78,10 @@ def check_export(arguments: list[str], tmp_path: Path) -> None:
     tyro.cli(importlib.import_module("scripts.export").Arguments, args=arguments)
 
 
+def check_embeddings(arguments: list[str], tmp_path: Path) -> None:
+    tyro.cli(importlib.import_module("scripts.embeddings").Arguments, args=arguments)
+
+
 def check_toy(arguments: list[str], tmp_path: Path) -> None:
     script, toy = (
         importlib.import_module(f"{p}.toy") for p in ("scripts", "deflow_vision.analysis")
@@ -107,6 +111,7 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     "scripts/evaluate.py": check_evaluate,
     "scripts/benchmark.py": check_benchmark,
     "scripts/export.py": check_export,
+    "scripts/embeddings.py": check_embeddings,
     "scripts/toy.py": check_toy,
 }
 
