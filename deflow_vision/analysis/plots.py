@@ -61,7 +61,7 @@ def learning_curves(run_dir: Path) -> list[Path]:
         The files written.
 
     Raises:
-        UserError: the folder has no `train.csv`, or that is empty.
+        UserError: the folder has no `train.csv`, or nothing in it to draw.
     """
     train = read_table(run_dir / "train.csv")
     if train.empty:
@@ -71,6 +71,8 @@ def learning_curves(run_dir: Path) -> list[Path]:
     config = yaml.safe_load(config_path.read_text()) if config_path.exists() else {}
 
     panels = _panels(train, episodes, config)
+    if not panels:
+        raise UserError(f"{run_dir / 'train.csv'} has nothing yet that is drawn")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]

@@ -144,6 +144,13 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         learning_curves(tmp_path)
 
 
+def test_a_run_with_nothing_that_is_drawn_is_refused(tmp_path):
+    with RunLogger(tmp_path) as logger:
+        logger.log(1, {"eval/length": 1.0})
+    with pytest.raises(UserError, match="nothing yet"):
+        learning_curves(tmp_path)
+
+
 def test_a_run_without_rows_is_refused(run_dir):
     (run_dir / "train.csv").write_text("step,train/critic/loss\n")
     with pytest.raises(UserError, match="no rows yet"):
