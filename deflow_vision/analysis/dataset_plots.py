@@ -42,7 +42,8 @@ def plot_actions(sample: Sample, path: Path, names: tuple[str, ...] = ()) -> Pat
         square = np.atleast_2d(together)
         shown = right.imshow(square, vmin=-1, vmax=1, cmap="PuOr")
         for (i, j), value in np.ndenumerate(square):
-            right.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7)
+            color = "white" if abs(value) > 0.6 else "black"
+            right.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
         right.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
         right.set_yticks(range(len(labels)), labels)
         figure.colorbar(shown, ax=right, label="correlation")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from deflow_vision.agents.base import Agent, standard_normal
@@ -84,7 +85,14 @@ def plot_flow(
         for middle, share in zip(middles[:, list(dims)], shares, strict=True):
             last.plot(*middle, "X", color=VALIDATION, markersize=7, markeredgecolor="white")
             words = f"{100 * share:.0f} %"
-            last.annotate(words, middle, xytext=(5, 4), textcoords="offset points", fontsize=7)
+            last.annotate(
+                words,
+                middle,
+                xytext=(6, 5),
+                textcoords="offset points",
+                fontsize=7,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+            )
         last.set_title(f"t = 1, clipped: {_count(len(middles))}, 40 paths")
         for axis in axes:
             axis.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal")
@@ -129,7 +137,7 @@ def plot_moves(found: Moves, path: Path, names: tuple[str, ...] = ()) -> Path:
         left.set_ylabel("samples [%]")
         left.set_title("How far actions are moved")
         left.margins(y=0.35)
-        left.legend(loc="upper left")
+        left.legend(loc="upper left", frameon=True, edgecolor="none")
         displacements = found.displacements.reshape(-1, found.displacements.shape[-1])
         shown = np.arange(displacements.shape[1])
         middle.bar(shown - 0.2, displacements.mean(0), 0.4, color=TRAIN, label="mean")
@@ -146,6 +154,8 @@ def plot_moves(found: Moves, path: Path, names: tuple[str, ...] = ()) -> Path:
         if edges[0] < edges[-1]:
             right.hist(gains, edges.tolist(), weights=weights, color=TRAIN, alpha=0.5)
         right.axvline(0, color=REFERENCE, linewidth=1, linestyle="--")
+        right.xaxis.set_major_locator(MaxNLocator(5))
+        right.ticklabel_format(axis="x", scilimits=(-2, 3))
         right.set_xlabel("Q(refined) - Q(base), discounted return")
         right.set_ylabel("samples [%]")
         right.set_title(f"What Q gains: {100 * facts['share_uphill']:.0f} % go uphill")
