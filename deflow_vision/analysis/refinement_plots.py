@@ -148,7 +148,8 @@ def plot_moves(found: Moves, path: Path, names: tuple[str, ...] = ()) -> Path:
         middle.set_xticks(shown, list(names) or [f"dim {d}" for d in shown])
         middle.set_ylabel("refinement, units of action")
         middle.set_title("In which dimensions")
-        middle.legend()
+        middle.margins(y=0.35)
+        middle.legend(loc="upper right")
         gains = found.gains.flatten()
         edges = np.linspace(np.quantile(gains, 0.005), np.quantile(gains, 0.995), 50)
         if edges[0] < edges[-1]:
@@ -156,7 +157,7 @@ def plot_moves(found: Moves, path: Path, names: tuple[str, ...] = ()) -> Path:
         right.axvline(0, color=REFERENCE, linewidth=1, linestyle="--")
         right.xaxis.set_major_locator(MaxNLocator(5))
         right.ticklabel_format(axis="x", scilimits=(-2, 3))
-        right.set_xlabel("Q(refined) - Q(base), discounted return")
+        right.set_xlabel("Q(refined) - Q(base)")
         right.set_ylabel("samples [%]")
         right.set_title(f"What Q gains: {100 * facts['share_uphill']:.0f} % go uphill")
         states, samples = found.gains.shape
