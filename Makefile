@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help .venv system demo demo-state test lint bench bench-data bench-render clean
+.PHONY: help .venv system doctor demo demo-state test lint bench bench-data bench-render clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -38,6 +38,9 @@ system: .venv ## bring the GL libraries that MuJoCo draws with, where they are m
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -qq -y --no-install-recommends $(GL_PACKAGES) >/dev/null; \
 	$(DRAWS) 2> >(tail -n 3 >&2)
+
+doctor: .venv ## say what this machine can do for a run, and what to mend
+	@$(BIN)/python scripts/doctor.py
 
 demo: system ## pixels: train DeFlow on a small real dataset, evaluate, plot (5 minutes on 2 cores)
 	$(LAUNCH) scripts/train.py --task visual-cube-double-play --preset demo

@@ -59,10 +59,6 @@ def check_data(arguments: list[str], tmp_path: Path) -> None:
     assert called == [arguments[0].replace("-", "_")]
 
 
-def check_evaluate(arguments: list[str], tmp_path: Path) -> None:
-    tyro.cli(importlib.import_module("scripts.evaluate").Arguments, args=arguments)
-
-
 def check_benchmark(arguments: list[str], tmp_path: Path) -> None:
     script, called = importlib.import_module("scripts.benchmark"), []
     with pytest.MonkeyPatch.context() as patch:
@@ -74,8 +70,8 @@ def check_benchmark(arguments: list[str], tmp_path: Path) -> None:
     assert len(called) == 1
 
 
-def check_export(arguments: list[str], tmp_path: Path) -> None:
-    tyro.cli(importlib.import_module("scripts.export").Arguments, args=arguments)
+def check_arguments(script: str, arguments: list[str], tmp_path: Path) -> None:
+    tyro.cli(importlib.import_module(f"scripts.{script}").Arguments, args=arguments)
 
 
 def check_toy(arguments: list[str], tmp_path: Path) -> None:
@@ -104,9 +100,11 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     "accelerate launch": check_launch,
     "scripts/train.py": check_train,
     "scripts/data.py": check_data,
-    "scripts/evaluate.py": check_evaluate,
     "scripts/benchmark.py": check_benchmark,
-    "scripts/export.py": check_export,
+    **{
+        f"scripts/{script}.py": functools.partial(check_arguments, script)
+        for script in ("doctor", "evaluate", "export")
+    },
     "scripts/toy.py": check_toy,
 }
 
