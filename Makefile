@@ -59,9 +59,9 @@ lint: .venv ## ruff, its formatter, and mypy in strict mode
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-docs: .venv ## build the documentation site, site/docs/index.html; a broken link is an error
+docs: .venv ## build the documentation site into site/; a broken link is an error
 	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . site
-	@echo "open $(CURDIR)/site/docs/index.html"
+	@echo "open $(CURDIR)/site/index.html"
 
 bench: .venv ## time an update from state and from pixels on this machine
 	$(BIN)/python scripts/time_update.py

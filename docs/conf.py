@@ -25,13 +25,16 @@ exclude_patterns = [
 
 myst_heading_anchors = 4  # links to headings, as GitHub names them
 myst_fence_as_directive = ["mermaid"]
-nitpicky = True
+highlight_language = "none"  # formulas are not Python
 
 html_theme = "furo"
 html_title = f"{project} {version}"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_extra_path = ["root"]  # index.html, which leads to the first page
 html_theme_options = {"navigation_with_keys": True}
 # A diagram shows as its text where the browser cannot fetch this: all else needs no network.
 mermaid_version = "11.12.0"
+mermaid_height = "auto"
+mermaid_fullscreen = False

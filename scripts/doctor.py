@@ -27,7 +27,10 @@ def main() -> None:
     from deflow_vision.doctor.examine import examine
     from deflow_vision.doctor.rows import as_json, as_table, worst
 
-    rows = examine(args.task, args.data)
+    try:
+        rows = examine(args.task, args.data)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     if args.json:
         print(json.dumps(as_json(rows), indent=2))
     else:

@@ -106,6 +106,8 @@ def test_the_site_is_built_and_found_in(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for page in DOCS.glob("*.md"):
         assert (tmp_path / "docs" / f"{page.stem}.html").is_file()
+    (first,) = re.findall(r"url=(\S+)\"", (tmp_path / "index.html").read_text())
+    assert (tmp_path / first).is_file()
     assert "puzzl" in (tmp_path / "searchindex.js").read_text()  # the stem of a word of the pages
     html = (tmp_path / "docs/algorithms.html").read_text()
     assert 'class="mermaid"' in (tmp_path / "docs/architecture.html").read_text()
@@ -127,6 +129,7 @@ def test_a_broken_link_or_a_page_that_is_nowhere_fails_the_build(tmp_path, text,
         (source / folder).mkdir(parents=True)
     for file in ("conf.py", "site.css"):
         shutil.copy(DOCS / file, source / "docs" / file)
+    shutil.copytree(DOCS / "root", source / "docs/root")
     listed = "algorithms" if text == "nothing" else "algorithms\nnew"
     (source / "docs/index.md").write_text(f"# Home\n\n```{{toctree}}\n{listed}\n```\n")
     (source / "docs/algorithms.md").write_text("# Algorithms\n\nText.\n")

@@ -48,7 +48,7 @@ class Gpu:
         capability: CUDA's compute capability.
         bfloat16: whether it has bfloat16 instructions.
         graph_problem: why a recorded product could not be replayed, or what was wrong with it.
-        egl: the number of its EGL device, None where it has none.
+        egl: the number of its EGL device (MUJOCO_EGL_DEVICE_ID), None where it has none.
     """
 
     name: str
@@ -144,11 +144,25 @@ def look_gpus() -> Gpus:
     if torch.version.cuda is not None:
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]
-            egl = _egl() if torch.cuda.device_count() else {}
-            gpus = [_gpu(index, egl.get(index)) for index in range(torch.cuda.device_count())]
+            count = torch.cuda.device_count()
+            numbers = physical_numbers(count, os.environ.get("CUDA_VISIBLE_DEVICES"))
+            egl = _egl() if count else {}
+            gpus = [_gpu(index, egl.get(number)) for index, number in enumerate(numbers)]
         except RuntimeError as error:
             problem = str(error).splitlines()[0]
     return Gpus(driver, torch.version.cuda, problem, tuple(gpus))
+
+
+def physical_numbers(count: int, visible: str | None) -> list[int]:
+    """The driver's numbers of the GPUs that torch calls 0, 1, ...: EGL knows them by these.
+
+    Args:
+        count: of GPUs that torch sees.
+        visible: CUDA_VISIBLE_DEVICES; where it has other names than numbers, torch's are taken.
+    """
+    words = [word.strip() for word in (visible or "").split(",")]
+    numbers = [int(word) for word in words if word.isdigit()]
+    return numbers[:count] if len(numbers) >= count else list(range(count))
 
 
 def _egl() -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 from importlib import metadata
@@ -9,14 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from deflow_vision.doctor import compute, data, drawing, packages, storage, tracking
-from deflow_vision.doctor.examine import examine
-from deflow_vision.doctor.rows import GIB
+from deflow_vision.doctor import compute, data, drawing, examine, packages, storage, tracking
+from deflow_vision.doctor.probes import Probe, run_probe
+from deflow_vision.doctor.rows import GIB, Row
 from deflow_vision.envs.rendering import NoRendererError
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "data/samples/visual-cube-double-play-v0.zarr"
 KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+def sent(facts):
+    """As they come out of the process that looked."""
+    return pickle.loads(pickle.dumps(facts))
 
 
 def test_the_ranges_are_those_of_the_installed_package():
@@ -35,6 +41,7 @@ def test_a_lock_that_is_not_there_is_empty(tmp_path):
 def test_frames_are_drawn_and_timed():
     facts = drawing.look()
     assert facts.problem == ""
+    assert sent(facts) == facts
     assert facts.backend in ("egl", "osmesa", "glfw")
     assert 0 < facts.milliseconds["fast"] < 60_000
     assert drawing.judge(facts)[0].status in ("ok", "warn")
@@ -60,6 +67,7 @@ def _refuse(profile: str) -> float:
 
 def test_the_cpu_multiplies_rightly():
     facts = compute.look_cpu()
+    assert sent(facts) == facts
     assert facts.exact
     assert facts.cores == len(os.sched_getaffinity(0))
     assert facts.gflops["float32"] > 0
@@ -73,8 +81,16 @@ def test_a_quota_is_read_from_the_control_group(tmp_path, text, quota):
     assert compute.cpu_quota(tmp_path / "nothing") is None
 
 
+@pytest.mark.parametrize(
+    ("visible", "numbers"), [(None, [0, 1]), ("3, 1", [3, 1]), ("GPU-8f,GPU-2c", [0, 1])]
+)
+def test_egl_knows_gpus_by_the_drivers_numbers(visible, numbers):
+    assert compute.physical_numbers(2, visible) == numbers
+
+
 def test_gpus_are_looked_at_without_harm():
     facts = compute.look_gpus()
+    assert sent(facts) == facts
     assert {row.name.split()[0] for row in compute.judge_gpus(facts)} == {"GPU"}
     assert all(gpu.graph_problem == "" for gpu in facts.gpus)
 
@@ -150,9 +166,20 @@ def test_another_server_needs_a_key_of_its_own(tmp_path):
     assert tracking.look_at(variables).login == ""
 
 
-@pytest.mark.slow
-def test_the_whole_doctor_finds_this_machine_fit(monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["libraries", "memory", "disk", "limits", "wandb"])
+def test_a_probe_comes_to_rows_in_its_own_process(name, monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    rows = examine()
-    assert [row for row in rows if row.status == "fail"] == []
-    assert {"Python", "drawing", "CPU", "memory", "open files", "wandb"} <= {r.name for r in rows}
+    (probe,) = [each for each in examine.probes() if each.name == name]
+    rows = run_probe(dataclasses.replace(probe, seconds=600))  # whatever else this machine does
+    assert rows
+    assert not any("broke down" in row.found for row in rows)
+
+
+def test_every_probe_is_run_and_in_order(monkeypatch):
+    probes = [Probe(name, storage.look_limits, _named(name), seconds=600) for name in "ab"]
+    monkeypatch.setattr(examine, "probes", lambda task, stores: probes)
+    assert [row.name for row in examine.examine()] == ["a", "b"]
+
+
+def _named(name: str):
+    return lambda facts: [Row(name, "ok", str(facts))]
