@@ -202,7 +202,7 @@ def _graph_problem() -> str:
             _ = x @ x  # cuBLAS makes its workspace outside of the graph
         warm.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=warm):  # the default one stays on the first GPU
             y = x @ x
         x.fill_(1)
         graph.replay()
@@ -220,7 +220,8 @@ def judge_gpus(facts: Gpus) -> list[Row]:
             "training runs on the CPU, where a published run takes days: shorten it "
             "(--offline-steps, --preset demo-state), or use a machine with an NVIDIA GPU"
         )
-        return [Row("GPU", "warn", "none", remedy)]
+        found = f"none: {facts.problem}" if facts.problem else "none"
+        return [Row("GPU", "warn", found, remedy)]
     built = f"CUDA {facts.cuda}" if facts.cuda else "no CUDA"
     reason = facts.problem or "torch sees no GPU"
     return [

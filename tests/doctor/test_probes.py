@@ -30,7 +30,7 @@ OK, WARN, FAIL = (
     ],
 )
 def test_a_probe_that_crashes_or_raises_is_a_row_that_fails(look, words):
-    (row,) = run_probe(Probe("drawing", look, lambda facts: []))
+    (row,) = run_probe(Probe("drawing", look, lambda facts: [], seconds=600))
     assert (row.name, row.status) == ("drawing", "fail")
     assert words in row.found
     assert row.remedy
@@ -43,7 +43,10 @@ def test_a_probe_that_hangs_is_a_row_that_fails():
 
 
 def test_what_a_probe_saw_is_judged_here():
-    rows = run_probe(Probe("x", broken.numbers, lambda facts: [Row("x", "ok", str(sum(facts)))]))
+    def judge(facts: list[int]) -> list[Row]:
+        return [Row("x", "ok", str(sum(facts)))]
+
+    rows = run_probe(Probe("x", broken.numbers, judge, seconds=600))
     assert rows == [Row("x", "ok", "3")]
 
 
