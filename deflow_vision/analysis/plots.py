@@ -132,7 +132,7 @@ def _success(axis: Axes, episodes: pd.DataFrame) -> None:
     groups = episodes.dropna(subset=["success"]).groupby("step")["success"]
     wins, counts = groups.sum().to_numpy(), groups.count().to_numpy()
     steps = np.array(list(groups.groups))
-    low, high = _wilson(wins, counts)
+    low, high = wilson(wins, counts)
     axis.fill_between(steps, 100 * low, 100 * high, color=TRAIN, alpha=0.15, linewidth=0)
     axis.plot(steps, 100 * wins / counts, color=TRAIN, marker="o", markersize=3)
     marked = range(len(steps)) if len(steps) <= 6 else [int(np.argmax(wins / counts)), -1]
@@ -153,7 +153,7 @@ def _success(axis: Axes, episodes: pd.DataFrame) -> None:
     axis.set_ylabel("episodes won [%]")
 
 
-def _wilson(wins: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def wilson(wins: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's 95 % interval of a rate."""
     z = 1.96
     rate, weight = wins / counts, z**2 / counts
@@ -215,11 +215,16 @@ def _curve(axis: Axes, train: pd.DataFrame, key: str, title: str, log: bool = Fa
     if len(axis.lines) > 1:
         axis.legend(axis.lines, ["training", "validation"], loc="best")
     if log:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        log_scale(axis)
     axis.set_title(title)
+
+
+def log_scale(axis: Axes) -> None:
+    """Make an axis' y logarithmic, with plain numbers at 1, 2 and 5."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
