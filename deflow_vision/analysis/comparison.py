@@ -7,25 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from deflow_vision.analysis.plots import (
+    PALETTE,
     REFERENCE,
     STYLE,
+    label_steps,
     log_scale,
+    read_config,
+    read_episodes,
     read_table,
     save_figure,
-    wilson,
+    success_curve,
 )
 from deflow_vision.types import UserError
-
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which the colour-blind tell apart."""
 
 USUAL = ("online/success", "train/actor/divergence", "train/alpha/value", "train/critic/q_mean")
 """Columns of `train.csv` that are drawn where runs have them, beside the success of evaluations."""
@@ -53,8 +51,8 @@ def compare_runs(
         UserError: too many runs, two of one name, or a column that none of them has.
     """
     names = [run_dir.resolve().name for run_dir in run_dirs]
-    if len(names) > len(COLORS) or len(set(names)) < len(names):
-        raise UserError(f"runs {', '.join(names)}: give at most {len(COLORS)}, no name twice")
+    if len(names) > len(PALETTE) or len(set(names)) < len(names):
+        raise UserError(f"runs {', '.join(names)}: give at most {len(PALETTE)}, no name twice")
     runs = dict(zip(names, run_dirs, strict=True))
     tables = {name: read_table(run_dir / "train.csv") for name, run_dir in runs.items()}
     known = {str(column) for table in tables.values() for column in table}
@@ -73,7 +71,7 @@ def compare_runs(
             _column(axis, tables, column, smooth)
         for axis in others[len(chosen) :]:
             axis.remove()
-        configs = [_config(run_dir) for run_dir in run_dirs]
+        configs = [read_config(run_dir) for run_dir in run_dirs]
         for axis in figure.axes:
             _mark(axis, configs)
         figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -81,25 +79,18 @@ def compare_runs(
 
 
 def _success(axis: Axes, runs: dict[str, Path]) -> None:
-    for color, (name, run_dir) in zip(COLORS, runs.items(), strict=False):
-        episodes = run_dir / "episodes.csv"
-        table = read_table(episodes) if episodes.exists() else pd.DataFrame()
-        if "success" not in table:
+    for color, (name, run_dir) in zip(PALETTE, runs.items(), strict=False):
+        episodes = read_episodes(run_dir)
+        if "success" in episodes:
+            success_curve(axis, episodes, color, name)
+        else:
             axis.plot([], [], color=color, label=name)
-            continue
-        groups = table.groupby("step")["success"]
-        wins, counts = groups.sum().to_numpy(), groups.count().to_numpy()
-        steps = np.array(list(groups.groups))
-        low, high = wilson(wins, counts)
-        axis.fill_between(steps, 100 * low, 100 * high, color=color, alpha=0.12, linewidth=0)
-        axis.plot(steps, 100 * wins / counts, color=color, marker="o", markersize=3, label=name)
     axis.set_title("Success in evaluations, 95 % interval")
-    axis.set_ylabel("episodes won [%]")
     axis.set_ylim(-3, 103)
 
 
 def _column(axis: Axes, tables: dict[str, pd.DataFrame], column: str, smooth: int) -> None:
-    for color, table in zip(COLORS, tables.values(), strict=False):
+    for color, table in zip(PALETTE, tables.values(), strict=False):
         if column in table:
             known = table.dropna(subset=[column])
             rows = max(smooth, 10) if column.startswith("online/") else smooth
@@ -110,11 +101,6 @@ def _column(axis: Axes, tables: dict[str, pd.DataFrame], column: str, smooth: in
     axis.set_title(column.removeprefix("train/"))
 
 
-def _config(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "config.yaml"
-    return yaml.safe_load(path.read_text()) if path.exists() else {}
-
-
 def _mark(axis: Axes, configs: Sequence[dict[str, Any]]) -> None:
     """Where runs went online, the divergence that they hold, and what every axis of steps has."""
     for start in {c["offline_steps"] for c in configs if c.get("online_steps")} - {0}:
@@ -122,6 +108,4 @@ def _mark(axis: Axes, configs: Sequence[dict[str, Any]]) -> None:
     if axis.get_title(loc="left") == "actor/divergence":
         for target in {c.get("agent", {}).get("target_divergence") for c in configs} - {None}:
             axis.axhline(target, color=REFERENCE, linestyle="--", linewidth=1)
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_xlabel("gradient steps")
+    label_steps(axis)

@@ -8,23 +8,20 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FormatStrFormatter
+from matplotlib.ticker import FormatStrFormatter
 
 from deflow_vision.analysis.embedding_report import Report, Row
-from deflow_vision.analysis.embeddings import (
-    PROJECTIONS,
-    Projection,
-    project,
-    singular_values,
-)
+from deflow_vision.analysis.embeddings import singular_values
 from deflow_vision.analysis.encoders import Features
 from deflow_vision.analysis.frames import Sample
-from deflow_vision.analysis.plots import REFERENCE, STYLE, save_figure
+from deflow_vision.analysis.plots import PALETTE, REFERENCE, STYLE, label_steps, save_figure
+from deflow_vision.analysis.projections import PROJECTIONS, Projection, project
 from deflow_vision.seeding import derive_seed
 
-PALETTE, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "osD^v"
-"""Colours that the colour-blind tell apart (Okabe and Ito), and shapes: 30 pairs."""
-BASELINES = {"random": ("#000000", "x", "--"), "pixels": ("#000000", "+", ":")}
+*COLORS, BLACK = PALETTE
+MARKERS = "osD^v"
+"""With the colours, 30 pairs."""
+BASELINES = {"random": (BLACK, "x", "--"), "pixels": (BLACK, "+", ":")}
 """How what no run has trained is drawn: colour, shape, line."""
 
 MAP_POINTS = 2000
@@ -43,19 +40,23 @@ def plot_numbers(report: Report, features: Sequence[Features], path: Path) -> Pa
     Returns:
         The file written.
     """
-    measures = {f"probe: {name}": [row.r2[name] for row in report.rows] for name in report.targets}
-    measures["kNN: action"] = [row.consistency for row in report.rows]
+    labels = [*(f"probe: {name}" for name in report.targets), "kNN: action"]
     spread = np.linspace(-0.3, 0.3, len(report.rows)) if len(report.rows) > 1 else [0.0]
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        height = max(3.0, 0.45 * len(measures) + 1.0) + 0.19 * (len(report.rows) + 1) / 2
+        height = max(3.0, 0.45 * len(labels) + 1.0) + 0.19 * (len(report.rows) + 1) / 2
         figure = Figure(figsize=(9.5, height), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
         for number, (row, name) in enumerate(zip(report.rows, report.names, strict=True)):
             color, marker, line = _look(row, number)
             rank = row.effective_rank
+            values = np.array([*row.r2.values(), row.consistency])
+            errors = np.array([*row.r2_errors.values(), row.consistency_error])
+            places = np.arange(len(labels)) + spread[number]
+            ends = np.clip([values - errors, values + errors], -1, 1)
+            left.hlines(places, *ends, color=color, linewidth=0.9)
             left.scatter(
-                np.clip([each[number] for each in measures.values()], -1, 1),
-                np.arange(len(measures)) + spread[number],
+                values.clip(-1, 1),
+                places,
                 s=26,
                 color=color,
                 marker=marker,
@@ -64,17 +65,17 @@ def plot_numbers(report: Report, features: Sequence[Features], path: Path) -> Pa
                 zorder=3,
             )
             shares = np.cumsum(singular_values(features[number].values))
-            shares /= shares[-1]
+            shares /= shares[-1] or 1.0
             counts = np.arange(1, len(shares) + 1)
             right.plot(counts, shares, line, color=color)
             height_there = float(np.interp(rank, counts, shares))
             right.plot(rank, height_there, marker, color=color, markersize=6)
-        left.set_yticks(range(len(measures)), list(measures))
-        left.set_ylim(len(measures) - 0.5, -0.5)
+        left.set_yticks(range(len(labels)), labels)
+        left.set_ylim(len(labels) - 0.5, -0.5)
         left.set_xlim(-1, 1)
         left.axvline(0, color=REFERENCE, linewidth=1, linestyle="--")
         left.grid(True, axis="x")
-        left.set_xlabel("R² in held-out episodes; 0: the mean alone; below -1 drawn at -1")
+        left.set_xlabel("R² in held-out episodes, standard error; below -1 drawn at -1")
         left.set_title("What the features tell")
         right.set_xscale("log")
         right.xaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -151,8 +152,7 @@ def plot_progress(report: Report, path: Path) -> Path:
                     label = f"{row.policy} ({row.encoder})"
                     axis.axhline(value(row), color=color, linestyle=line, lw=1, label=label)
             axis.set_title(title)
-            axis.set_xlabel("gradient steps")
-            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            label_steps(axis)
         for axis in axes[len(panels) :]:
             axis.remove()
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -219,4 +219,4 @@ def _look(row: Row, number: int) -> tuple[str, str, str]:
     """Colour, marker and line of an encoder, the `number`-th of a figure."""
     if row.updates is None:
         return BASELINES[row.policy]
-    return PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)], "-"
+    return COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)], "-"

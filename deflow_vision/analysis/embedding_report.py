@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from deflow_vision.analysis.embeddings import (
-    action_consistency,
     effective_rank,
     linear_cka,
     linear_probe,
     nearest_neighbours,
+    neighbours_action,
     r2,
+    r2_error,
+    varies,
 )
 from deflow_vision.analysis.encoders import Features
 from deflow_vision.analysis.frames import Sample
@@ -37,8 +39,11 @@ class Row:
         updates: those that it was trained with; None of a baseline.
         dim: D.
         effective_rank: see `embeddings.effective_rank`, of all states.
-        consistency: see `embeddings.action_consistency`, of held-out states among training states.
+        consistency: R^2 of `embeddings.neighbours_action`, of held-out states among training
+            states.
+        consistency_error: its standard error over the held-out episodes, see `r2_error`.
         r2: of the linear probe on held-out states, by target.
+        r2_errors: their standard errors.
     """
 
     policy: str
@@ -48,7 +53,9 @@ class Row:
     dim: int
     effective_rank: float
     consistency: float
+    consistency_error: float
     r2: dict[str, float]
+    r2_errors: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,8 @@ class Report:
         """The table, the CKA matrix and what they are of."""
         parts = [
             f"{self.sample}. R²: linear probe in held-out states. kNN: R² of the action, "
-            f"{self.neighbours} nearest training states.",
+            f"{self.neighbours} nearest training states. ±: standard error over the held-out "
+            "episodes.",
             _markdown(self._header(), self._lines()),
         ]
         if self.why_no_targets:
@@ -91,12 +99,16 @@ class Report:
     def csv(self) -> str:
         """A line an encoder, unrounded."""
         file = StringIO()
-        keys = ("policy", "encoder", "heads", "updates", "dim", "effective_rank", "knn_action_r2")
+        keys = ("policy", "encoder", "heads", "updates", "dim", "effective_rank")
+        measures = ("knn action", *self.targets)
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*keys, *(f"r2 {target}" for target in self.targets)])
+        heads = (f"{kind} {name}" for name in measures for kind in ("r2", "error"))
+        writer.writerow([*keys, *heads])
         for row in self.rows:
             words = (row.policy, row.encoder, " ".join(row.heads), row.updates)
-            numbers = (row.dim, row.effective_rank, row.consistency, *row.r2.values())
+            numbers = [row.dim, row.effective_rank, row.consistency, row.consistency_error]
+            for name in self.targets:
+                numbers += [row.r2[name], row.r2_errors[name]]
             writer.writerow([*words, *numbers])
         return file.getvalue()
 
@@ -122,8 +134,8 @@ class Report:
                 "-" if row.updates is None else f"{row.updates:,}",
                 *(row.encoder, ", ".join(row.heads) or "-", str(row.dim)),
                 f"{row.effective_rank:.1f}",
-                *(_figure(value) for value in row.r2.values()),
-                _figure(row.consistency),
+                *(_figure(row.r2[name], row.r2_errors[name]) for name in self.targets),
+                _figure(row.consistency, row.consistency_error),
             ]
             for row in self.rows
         ]
@@ -138,7 +150,7 @@ def compare(features: Sequence[Features], sample: Sample, k: int = NEIGHBOURS) -
         k: neighbours of the action's consistency.
 
     Raises:
-        UserError: the sample cannot be probed, or the features of an encoder are constant.
+        UserError: the sample cannot be probed.
     """
     return Report(
         sample.describe(),
@@ -153,25 +165,28 @@ def compare(features: Sequence[Features], sample: Sample, k: int = NEIGHBOURS) -
 def _row(features: Features, sample: Sample, k: int) -> Row:
     queries, pool = np.flatnonzero(sample.held_out), np.flatnonzero(~sample.held_out)
     values, episodes = features.values, sample.episodes
+    about = (features.policy, features.encoder, features.heads, features.updates, values.shape[1])
+    if not varies(values):  # a collapsed encoder is a finding, not an error
+        unknown = dict.fromkeys(sample.targets, math.nan)
+        return Row(*about, 0.0, math.nan, math.nan, unknown, unknown)
     neighbours, _ = nearest_neighbours(values, episodes, queries, pool, k)
+    action = sample.actions[queries], neighbours_action(sample.actions, neighbours)
     predictions = linear_probe(values, sample.targets, episodes, sample.held_out)
+    probes = {name: (sample.targets[name][queries], found) for name, found in predictions.items()}
     return Row(
-        policy=features.policy,
-        encoder=features.encoder,
-        heads=features.heads,
-        updates=features.updates,
-        dim=values.shape[1],
+        *about,
         effective_rank=effective_rank(values),
-        consistency=action_consistency(sample.actions, queries, neighbours),
-        r2={
-            name: r2(sample.targets[name][sample.held_out], predicted)
-            for name, predicted in predictions.items()
-        },
+        consistency=r2(*action),
+        consistency_error=r2_error(*action, episodes[queries]),
+        r2={name: r2(*probe) for name, probe in probes.items()},
+        r2_errors={name: r2_error(*probe, episodes[queries]) for name, probe in probes.items()},
     )
 
 
-def _figure(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
+def _figure(value: float, error: float = math.nan) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2f}" if math.isnan(error) else f"{value:.2f} ± {error:.2f}"
 
 
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -16,7 +16,7 @@ from deflow_vision.agents.deflow import DeFlow
 from deflow_vision.analysis.embedding_pictures import plot_neighbours, plot_saliency
 from deflow_vision.analysis.embedding_plots import plot_cka, plot_maps, plot_numbers, plot_progress
 from deflow_vision.analysis.embedding_report import NEIGHBOURS, Report, compare
-from deflow_vision.analysis.embeddings import Projection, linear_cka
+from deflow_vision.analysis.embeddings import linear_cka, varies
 from deflow_vision.analysis.encoders import (
     Features,
     Subject,
@@ -27,7 +27,8 @@ from deflow_vision.analysis.encoders import (
     random_features,
 )
 from deflow_vision.analysis.frames import Sample, action_names
-from deflow_vision.analysis.refinement import flow_of, moves
+from deflow_vision.analysis.projections import Projection
+from deflow_vision.analysis.refinement import Moves, flow_of, moves
 from deflow_vision.analysis.refinement_plots import plot_flow, plot_moves
 from deflow_vision.analysis.saliency import gradient_saliency, occlusion_saliency, value_of
 from deflow_vision.types import UserError
@@ -47,7 +48,7 @@ class Study:
         report: the numbers of those.
         layer_names: a layer of the newest checkpoint of an agent each.
         layer_cka: their likeness, (L, L).
-        refinement: `Moves.summary` of each agent that refines, by its name.
+        refinement: what each agent that refines makes of base actions, by its name.
     """
 
     subjects: tuple[Subject, ...]
@@ -56,12 +57,13 @@ class Study:
     report: Report
     layer_names: tuple[str, ...]
     layer_cka: np.ndarray
-    refinement: dict[str, dict[str, float]]
+    refinement: dict[str, Moves]
 
     def json(self, **more: Any) -> str:
         """The numbers, and further facts."""
         layers = {"names": self.layer_names, "cka": self.layer_cka.tolist()}
-        return self.report.json(layers=layers, refinement=self.refinement, **more)
+        refinement = {name: found.summary() for name, found in self.refinement.items()}
+        return self.report.json(layers=layers, refinement=refinement, **more)
 
 
 def study(
@@ -98,8 +100,11 @@ def study(
         linear_cka(list(layers.values())),
         {
             subject.policy: moves(
-                subject.agent, _states(sample, subject, MOVED_STATES), MOVED_SAMPLES, _draws(seed)
-            ).summary()
+                subject.agent,
+                _states(sample, subject, MOVED_STATES),
+                MOVED_SAMPLES,
+                torch.Generator().manual_seed(seed),
+            )
             for subject in newest(subjects)
             if isinstance(subject.agent, DeFlow)
         },
@@ -179,9 +184,7 @@ def draw_flows(found: Study, out: Path, seed: int = 0) -> Iterator[Path]:
         if _has(flow_of, agent):
             observation = _states(sample, subject, 1)[0]
             yield plot_flow(agent, observation, out / f"flow_{name}.png", seed=seed, names=names)
-        if isinstance(agent, DeFlow):
-            states = _states(sample, subject, MOVED_STATES)
-            moved = moves(agent, states, MOVED_SAMPLES, _draws(seed))
+        if moved := found.refinement.get(subject.policy):
             yield plot_moves(moved, out / f"refinement_{name}.png", names)
 
 
@@ -210,21 +213,19 @@ def spread(sample: Sample, count: int) -> np.ndarray:
 
 
 def _newest_features(found: Study) -> list[Features]:
+    """Those that there is something to draw of: no older checkpoint, no collapsed encoder."""
     last = {(subject.policy, subject.updates) for subject in newest(found.subjects)}
     return [
         features
         for features in found.features
-        if features.updates is None or (features.policy, features.updates) in last
+        if (features.updates is None or (features.policy, features.updates) in last)
+        and varies(features.values)
     ]
 
 
 def _states(sample: Sample, subject: Subject, count: int) -> Tensor:
     device = next(subject.agent.parameters()).device
     return torch.from_numpy(sample.observations[spread(sample, count)]).to(device)
-
-
-def _draws(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def _has(get: Any, *arguments: Any) -> bool:

@@ -6,16 +6,11 @@ how to read each.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 
 from deflow_vision.types import UserError
-
-Projection = Literal["pca", "tsne", "umap"]
-PROJECTIONS: dict[Projection, str] = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 
 PENALTIES = tuple(10.0**power for power in range(-1, 6))
 """Of the ridge probe, on standardised features; chosen on training episodes."""
@@ -24,6 +19,9 @@ QUERIES_AT_ONCE = 512
 """Rows of distances that are in memory."""
 DEAD = 1e-6
 """A feature whose standard deviation is below this share of the greatest is constant."""
+RESAMPLES = 1000
+LEAST_EPISODES = 5
+"""Of `r2_error`: how many draws of episodes, and how few episodes are too few to draw from."""
 
 
 def singular_values(features: np.ndarray) -> np.ndarray:
@@ -60,15 +58,32 @@ def standardise(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...
         train: (N, D).
         others: (M, D) each, scaled by the same numbers.
 
+    Returns:
+        The scaled features, float64.
+
     Raises:
         UserError: every feature is constant.
     """
-    mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    alive = std > max(DEAD * std.max(), np.finfo(np.float32).tiny)
-    if not alive.any():
-        raise UserError("the features are constant: they tell nothing of the states.")
+    mean, std = train.mean(0, dtype=np.float64), varying(train).std(0, dtype=np.float64)
+    alive = std > DEAD * std.max()
     mean, std = mean[alive], std[alive]
-    return tuple(((rows[:, alive] - mean) / std).astype(np.float32) for rows in (train, *others))
+    return tuple((rows[:, alive] - mean) / std for rows in (train, *others))
+
+
+def varies(features: np.ndarray) -> bool:
+    """Whether any of the features (N, D) does."""
+    return bool(np.ptp(features, axis=0).any())
+
+
+def varying(features: np.ndarray) -> np.ndarray:
+    """The features (N, D) as they are.
+
+    Raises:
+        UserError: every one is constant.
+    """
+    if not varies(features):
+        raise UserError("the features are constant: they tell nothing of the states.")
+    return features
 
 
 def linear_probe(
@@ -104,7 +119,7 @@ def linear_probe(
     if not targets:
         return {}
     train, test = standardise(features[~held_out], features[held_out])
-    wanted = np.concatenate([rows[~held_out] for rows in targets.values()], axis=1)
+    wanted = np.concatenate([rows[~held_out] for rows in targets.values()], 1, dtype=np.float64)
     widths = [rows.shape[1] for rows in targets.values()]
     groups = episodes[~held_out]
     if len(np.unique(groups)) < 2:
@@ -144,13 +159,45 @@ def r2(targets: np.ndarray, predictions: np.ndarray) -> float:
     return float(1 - np.square(wanted - predictions).sum() / total)
 
 
+def r2_error(targets: np.ndarray, predictions: np.ndarray, episodes: np.ndarray) -> float:
+    """Standard error of `r2` over the draw of the episodes tested.
+
+    States of an episode are alike, so that whole episodes are drawn, with replacement: half the
+    width of the middle 68% of a bootstrap. Of what else is drawn, such as the seed of the training,
+    it knows nothing.
+
+    Args:
+        targets: (M, T).
+        predictions: (M, T).
+        episodes: the number of each state's episode, (M,).
+
+    Returns:
+        NaN with fewer than `LEAST_EPISODES` episodes, or where the targets do not vary.
+    """
+    names, groups = np.unique(episodes, return_inverse=True)
+    if len(names) < LEAST_EPISODES or np.isnan(r2(targets, predictions)):
+        return float("nan")
+    wanted = targets - targets.mean(0, dtype=np.float64)
+    columns = (np.ones(len(wanted)), np.square(wanted).sum(1))
+    errors = np.square(targets - predictions.astype(np.float64)).sum(1)
+    sums = np.eye(len(names))[groups].T @ np.column_stack([*columns, errors, wanted])
+    drawn = np.random.default_rng(0).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), RESAMPLES
+    )
+    counts, squares, wrong, *firsts = (drawn @ sums).T
+    total = squares - np.square(firsts).sum(0) / counts
+    low, high = np.quantile(1 - wrong / total, [0.16, 0.84])
+    return float(high - low) / 2
+
+
 def nearest_neighbours(
     features: np.ndarray, episodes: np.ndarray, queries: np.ndarray, pool: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each query its k nearest states of other episodes.
 
     Args:
-        features: (N, D); Euclidean distance after standardisation over `pool`.
+        features: (N, D), compared by Euclidean distance as they are: a rotation changes nothing,
+            and what varies little weighs little.
         episodes: the number of each state's episode, (N,).
         queries: numbers of states, (M,).
         pool: numbers of the states that are searched, (P,).
@@ -160,11 +207,13 @@ def nearest_neighbours(
         Numbers of the neighbours, (M, k), nearest first, and their distances, (M, k).
 
     Raises:
-        UserError: a query has fewer than k states of other episodes in the pool.
+        UserError: a query has fewer than k states of other episodes in the pool, or the features
+            are constant.
     """
     from sklearn.metrics import pairwise_distances
 
-    rows, points = standardise(features[pool], features[queries])
+    middle = features[pool].mean(0, dtype=np.float64)  # large means would cost precision
+    rows, points = varying(features[pool]) - middle, features[queries] - middle
     found, distances = [], []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         part = slice(start, start + QUERIES_AT_ONCE)
@@ -179,18 +228,17 @@ def nearest_neighbours(
     return np.concatenate(found), distance
 
 
-def action_consistency(actions: np.ndarray, queries: np.ndarray, neighbours: np.ndarray) -> float:
-    """How well the neighbours' mean action foretells a state's own: R^2 of k-NN regression.
+def neighbours_action(actions: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+    """The mean action of each query's neighbours, (M, A).
 
-    1 - sum |a - mean_j a_j|^2 / sum |a - mean a|^2. 1 where neighbours always act alike; about
-    -1/k where they are drawn at random.
+    Its `r2` against the query's own action is that of k-NN regression: 1 where neighbours always
+    act alike, about -1/k where they are drawn at random.
 
     Args:
         actions: (N, A).
-        queries: numbers of states, (M,).
-        neighbours: numbers of each one's k neighbours, (M, k).
+        neighbours: numbers of each query's k neighbours, (M, k).
     """
-    return r2(actions[queries], actions[neighbours].mean(1, dtype=np.float64))
+    return np.asarray(actions[neighbours].mean(1, dtype=np.float64))
 
 
 def linear_cka(features: Sequence[np.ndarray]) -> np.ndarray:
@@ -237,51 +285,3 @@ def _hsic(x: np.ndarray, y: np.ndarray) -> float:
     a, b = np.square(x).sum(1), np.square(y).sum(1)
     trace = np.square(x.T @ y).sum() - a @ b
     return float(trace + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (a @ b))
-
-
-def project(features: np.ndarray, method: Projection, seed: int = 0) -> np.ndarray:
-    """Features in two dimensions, to look at.
-
-    Args:
-        features: (N, D), standardised here; t-SNE and UMAP see their first 50 principal components.
-        method: "pca", "tsne" (van der Maaten and Hinton, 2008) or "umap" (McInnes et al., arXiv
-            1802.03426).
-        seed: of the start.
-
-    Returns:
-        (N, 2).
-
-    Raises:
-        UserError: umap-learn is not installed, or fewer than 10 states.
-    """
-    from sklearn.decomposition import PCA
-
-    if len(features) < 10:
-        raise UserError(f"a map of {len(features)} states: at least 10 are needed.")
-    (rows,) = standardise(features)
-    wanted = min(2 if method == "pca" else 50, *rows.shape)
-    points: np.ndarray = PCA(wanted, svd_solver="randomized", random_state=seed).fit_transform(rows)
-    if points.shape[1] < 2:
-        points = np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
-    if method == "pca":
-        return points
-    near = min(30, (len(rows) - 1) // 3)
-    if method == "tsne":
-        from sklearn.manifold import TSNE
-
-        return np.asarray(TSNE(perplexity=near, random_state=seed).fit_transform(points))
-    return _umap(points, near, seed)
-
-
-def _umap(points: np.ndarray, near: int, seed: int) -> np.ndarray:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of TensorFlow, which it would use if it were there
-            from umap import UMAP
-    except ImportError:
-        raise UserError(
-            "UMAP needs the package umap-learn: pip install umap-learn, or leave umap out."
-        ) from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a seed forbids threads, which it says each time
-        return np.asarray(UMAP(n_neighbors=near, random_state=seed).fit_transform(points))

@@ -9,7 +9,6 @@ import numpy as np
 
 from deflow_vision.datasets.pick import pick_rows
 from deflow_vision.datasets.relabel import environment_of
-from deflow_vision.datasets.schema import read_all
 from deflow_vision.datasets.store import Split, Store
 from deflow_vision.datasets.transitions import Transitions
 from deflow_vision.envs.positions import arm_positions
@@ -75,7 +74,10 @@ class Sample:
 
 
 def draw_sample(store: Store, frames: int, *, frame_stack: int = 1, seed: int = 0) -> Sample:
-    """Draw states without replacement; memory grows with `frames`, not with the store.
+    """Draw states without replacement.
+
+    Memory grows with `frames`, not with the store, unless that has no validation split: then each
+    of its transitions takes 16 bytes while the states are drawn.
 
     A fifth of them are of held-out episodes: of the validation split, which no agent is trained
     on, or, where there is none, of a fifth of the training episodes.
@@ -98,23 +100,27 @@ def draw_sample(store: Store, frames: int, *, frame_stack: int = 1, seed: int = 
         for name, split in store.splits.items()
         if split is not None
     }
-    all_states = {name: index.states(np.arange(len(index))) for name, index in indices.items()}
-    train, index = all_states["train"], indices["train"]
+    index = indices["train"]
+    wanted: list[tuple[str, int | np.ndarray, int, bool]]
     if "val" in indices:
-        wanted = [("train", train, frames - count, False), ("val", all_states["val"], count, True)]
+        wanted = [
+            ("train", len(index), frames - count, False),
+            ("val", len(indices["val"]), count, True),
+        ]
     else:
         episodes = len(index.episode_ends)
         if episodes < 2:
             raise UserError(f"{store.path} has a single episode: none can be held out.")
         held = rng.permutation(episodes)[: max(1, round(HELD_OUT_SHARE * episodes))]
-        out = np.isin(index.episodes(train), held)
+        out = np.isin(index.episodes(index.states(np.arange(len(index)))), held)
         wanted = [
-            ("train", train[~out], frames - count, False),
-            ("train", train[out], count, True),
+            ("train", np.flatnonzero(~out), frames - count, False),
+            ("train", np.flatnonzero(out), count, True),
         ]
     parts = []
-    for name, states, number, held_out in wanted:
-        chosen = np.sort(rng.choice(states, min(number, len(states)), replace=False))
+    for name, transitions, number, held_out in wanted:
+        number = min(number, transitions if isinstance(transitions, int) else len(transitions))
+        chosen = indices[name].states(np.sort(rng.choice(transitions, number, replace=False)))
         split = store.splits[name]
         assert split is not None
         parts.append(_part(split, indices[name], chosen, held_out, name == "val"))
@@ -157,7 +163,7 @@ def _part(
         states - index.episode_starts[episodes],
         np.full(len(states), held_out),
         *(
-            read_all(split.side[name])[states]
+            pick_rows(split.side[name], states)
             for name in ("qpos", "button_states")
             if name in split.side
         ),

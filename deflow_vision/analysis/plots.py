@@ -24,8 +24,9 @@ from matplotlib.ticker import (
 
 from deflow_vision.types import UserError
 
-TRAIN, VALIDATION, REFERENCE = "#0072B2", "#D55E00", "#555555"
-"""Colours that the colour-blind tell apart (Okabe and Ito)."""
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours, which the colour-blind tell apart."""
+TRAIN, VALIDATION, REFERENCE = PALETTE[0], PALETTE[1], "#555555"
 
 STYLE = {
     "font.size": 9,
@@ -66,9 +67,7 @@ def learning_curves(run_dir: Path) -> list[Path]:
     train = read_table(run_dir / "train.csv")
     if train.empty:
         raise UserError(f"{run_dir / 'train.csv'} has no rows yet: nothing to draw")
-    episodes_path, config_path = run_dir / "episodes.csv", run_dir / "config.yaml"
-    episodes = read_table(episodes_path) if episodes_path.exists() else pd.DataFrame()
-    config = yaml.safe_load(config_path.read_text()) if config_path.exists() else {}
+    episodes, config = read_episodes(run_dir), read_config(run_dir)
 
     panels = _panels(train, episodes, config)
     if not panels:
@@ -80,9 +79,7 @@ def learning_curves(run_dir: Path) -> list[Path]:
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for axis, panel in zip(axes, panels, strict=False):
             panel(axis)
-            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-            axis.set_xlabel("gradient steps")
+            label_steps(axis)
         for axis in axes[len(panels) :]:
             axis.remove()
         words = [config.get("task"), config.get("algo"), f"seed {config.get('seed')}"]
@@ -100,6 +97,25 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"no {path}: give the folder of a run")
     whole = path.read_text().rpartition("\n")[0]  # the last line may be half written
     return pd.read_csv(StringIO(whole)) if whole else pd.DataFrame()
+
+
+def read_episodes(run_dir: Path) -> pd.DataFrame:
+    """The evaluated episodes of a run; empty where there are none."""
+    path = run_dir / "episodes.csv"
+    return read_table(path) if path.exists() else pd.DataFrame()
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """The plain values of a run's configuration; empty where there is none."""
+    path = run_dir / "config.yaml"
+    return yaml.safe_load(path.read_text()) if path.exists() else {}
+
+
+def label_steps(axis: Axes) -> None:
+    """Make an axis' x one of gradient steps."""
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_xlabel("gradient steps")
 
 
 def _panels(train: pd.DataFrame, episodes: pd.DataFrame, config: Mapping[str, Any]) -> list[Panel]:
@@ -128,13 +144,32 @@ def _panels(train: pd.DataFrame, episodes: pd.DataFrame, config: Mapping[str, An
     return panels
 
 
-def _success(axis: Axes, episodes: pd.DataFrame) -> None:
+def success_curve(
+    axis: Axes, episodes: pd.DataFrame, color: str, label: str | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw the success of evaluations in percent, with Wilson's 95% intervals.
+
+    Args:
+        axis: where.
+        episodes: with the columns `step` and `success`.
+        color: of the line and the intervals.
+        label: of the line.
+
+    Returns:
+        The steps of the evaluations, episodes won in each and episodes played.
+    """
     groups = episodes.dropna(subset=["success"]).groupby("step")["success"]
     wins, counts = groups.sum().to_numpy(), groups.count().to_numpy()
     steps = np.array(list(groups.groups))
     low, high = wilson(wins, counts)
-    axis.fill_between(steps, 100 * low, 100 * high, color=TRAIN, alpha=0.15, linewidth=0)
-    axis.plot(steps, 100 * wins / counts, color=TRAIN, marker="o", markersize=3)
+    axis.fill_between(steps, 100 * low, 100 * high, color=color, alpha=0.15, linewidth=0)
+    axis.plot(steps, 100 * wins / counts, color=color, marker="o", markersize=3, label=label)
+    axis.set_ylabel("episodes won [%]")
+    return steps, wins, counts
+
+
+def _success(axis: Axes, episodes: pd.DataFrame) -> None:
+    steps, wins, counts = success_curve(axis, episodes, TRAIN)
     marked = range(len(steps)) if len(steps) <= 6 else [int(np.argmax(wins / counts)), -1]
     for i in marked:
         axis.annotate(
@@ -150,7 +185,6 @@ def _success(axis: Axes, episodes: pd.DataFrame) -> None:
     axis.set_yticks([0, 25, 50, 75, 100])
     capped = "capped" in episodes and bool(episodes["capped"].any())
     axis.set_title("Success, 95 % interval" + (" (episodes cut short)" if capped else ""))
-    axis.set_ylabel("episodes won [%]")
 
 
 def wilson(wins: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ For agents with a base flow (`bc_flow`); moves are those of DeFlow's refinement.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -134,12 +135,16 @@ def modes(actions: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         least `LEAST_SHARE`.
     """
     from scipy.sparse.csgraph import connected_components
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    fits = [
-        GaussianMixture(count, reg_covar=1e-4, random_state=seed).fit(actions)
-        for count in range(1, min(MAX_COMPONENTS, len(actions) // 10) + 1)
-    ]
+    with warnings.catch_warnings():
+        # A mixture that has not quite settled loses by the criterion, or is good enough.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fits = [
+            GaussianMixture(count, reg_covar=1e-4, random_state=seed).fit(actions)
+            for count in range(1, min(MAX_COMPONENTS, len(actions) // 10) + 1)
+        ]
     best = min(fits, key=lambda fit: float(fit.bic(actions)))
     along = np.linspace(0, 1, 21)[:, None]
 

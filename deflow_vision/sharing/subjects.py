@@ -77,12 +77,14 @@ def _policies(folder: Path, which: Literal["newest", "all"]) -> list[Policy]:
 
 
 def _names(policies: dict[Path, Policy]) -> dict[Path, str]:
-    """Algorithm, sharing of the encoder and seed; the folder too where that is not enough."""
+    """Algorithm, who trains which encoder, and seed; the folder too where that is not enough."""
     names = {}
     for folder, policy in policies.items():
-        config = policy.config
-        separate = ", separate" if config.encoder.sharing == "separate" else ""
-        names[folder] = f"{config.algo}{separate}, seed {config.seed}"
+        config, encoder = policy.config, policy.config.encoder
+        kind = ", separate" if encoder.sharing == "separate" else ""
+        if encoder.gradients_from is not None:
+            kind += f", encoder of {' and '.join(encoder.gradients_from)}"
+        names[folder] = f"{config.algo}{kind}, seed {config.seed}"
     counts = Counter(names.values())
     return {
         folder: name if counts[name] == 1 else f"{name} ({folder.name})"

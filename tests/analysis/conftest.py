@@ -13,9 +13,9 @@ from tests.agents.conftest import SPECS, make_agent
 
 @pytest.fixture
 def pixels():
-    """60 states of 6 episodes with a light spot, whose place and brightness are the targets."""
+    """60 states of 15 episodes with a light spot, whose place and brightness are the targets."""
     rng = np.random.default_rng(0)
-    rows, columns, episodes = rng.integers(0, 14, 60), rng.integers(0, 16, 60), np.arange(60) // 10
+    rows, columns, episodes = rng.integers(0, 14, 60), rng.integers(0, 16, 60), np.arange(60) // 4
     observations = rng.integers(0, 20, (60, *SPECS["pixels"].observation_shape), dtype=np.uint8)
     for observation, row, column in zip(observations, rows, columns, strict=True):
         observation[row : row + 3, column : column + 3] += 200
@@ -24,8 +24,8 @@ def pixels():
         observations=observations,
         actions=rng.uniform(-1, 1, (60, 3)).astype(np.float32),
         episodes=episodes,
-        times=np.arange(60) % 10,
-        held_out=episodes >= 4,
+        times=np.arange(60) % 4,
+        held_out=episodes >= 10,
         targets={"effector": places, "gripper": rng.random((60, 1), np.float32)},
         why_no_targets="",
         frame_stack=2,

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from deflow_vision.analysis import comparison
-from deflow_vision.analysis.comparison import COLORS, compare_runs
+from deflow_vision.analysis.comparison import compare_runs
+from deflow_vision.analysis.plots import PALETTE
 from deflow_vision.training.logger import RunLogger
 from deflow_vision.types import UserError
 
@@ -53,21 +54,21 @@ def curve(axis, color):
 def test_a_panel_has_a_line_for_each_run_that_knows_the_quantity(runs, monkeypatch, tmp_path):
     axes, figure = drawn(monkeypatch, runs, tmp_path / "x.png")
     assert list(axes)[1:] == ["online/success", "actor/divergence", "alpha/value", "critic/q_mean"]
-    steps, values = curve(axes["critic/q_mean"], COLORS[1])
+    steps, values = curve(axes["critic/q_mean"], PALETTE[1])
     assert np.array_equal(values, -2.0 * steps)
-    assert COLORS[1] not in [line.get_color() for line in axes["alpha/value"].lines]
+    assert PALETTE[1] not in [line.get_color() for line in axes["alpha/value"].lines]
     assert [text.get_text() for text in figure.legends[0].texts] == ["deflow", "fql"]
 
 
 def test_success_is_the_share_of_episodes_won(runs, monkeypatch, tmp_path):
     axes, _ = drawn(monkeypatch, runs, tmp_path / "x.png")
     success = axes["Success in evaluations, 95 % interval"]
-    assert [curve(success, color)[1].tolist() for color in COLORS[:2]] == [[25.0], [50.0]]
+    assert [curve(success, color)[1].tolist() for color in PALETTE[:2]] == [[25.0], [50.0]]
 
 
 def test_collected_episodes_are_averaged_over_ten_rows(runs, monkeypatch, tmp_path):
     axes, _ = drawn(monkeypatch, runs, tmp_path / "x.png")
-    assert curve(axes["online/success"], COLORS[0])[1][-1] == 0.5
+    assert curve(axes["online/success"], PALETTE[0])[1][-1] == 0.5
 
 
 def test_the_start_of_collecting_and_the_divergence_to_hold_are_marked(runs, monkeypatch, tmp_path):
@@ -88,7 +89,7 @@ def test_the_start_of_collecting_and_the_divergence_to_hold_are_marked(runs, mon
 def test_columns_are_chosen_and_smoothed(runs, monkeypatch, tmp_path):
     axes, _ = drawn(monkeypatch, runs, tmp_path / "x.png", ["train/critic/q_mean"], smooth=3)
     assert list(axes)[1:] == ["critic/q_mean"]
-    assert curve(axes["critic/q_mean"], COLORS[0])[1][-1] == -39.0
+    assert curve(axes["critic/q_mean"], PALETTE[0])[1][-1] == -39.0
 
 
 @pytest.mark.parametrize(

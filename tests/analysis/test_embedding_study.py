@@ -10,12 +10,21 @@ import json
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection, PathCollection
 
 from deflow_vision.analysis import embedding_pictures, embedding_plots
 from deflow_vision.analysis.embedding_pictures import plot_neighbours, plot_saliency
 from deflow_vision.analysis.embedding_plots import colours_of
 from deflow_vision.analysis.embedding_report import compare
-from deflow_vision.analysis.embedding_study import draw, newest, saliency_maps, spread, study
+from deflow_vision.analysis.embedding_study import (
+    draw,
+    draw_neighbours,
+    draw_numbers,
+    newest,
+    saliency_maps,
+    spread,
+    study,
+)
 from deflow_vision.analysis.encoders import Features
 
 
@@ -39,7 +48,7 @@ def test_baselines_stand_below_the_agents(found):
     )
     assert found.report.cka.shape == (5, 5)
     assert found.report.targets == ["effector", "gripper"]
-    assert found.report.sample == "40 states of 4 training episodes, 20 of 2 held-out episodes"
+    assert found.report.sample == "40 states of 10 training episodes, 20 of 5 held-out episodes"
 
 
 def test_layers_and_refinement_are_those_of_the_newest_checkpoint(found):
@@ -47,7 +56,7 @@ def test_layers_and_refinement_are_those_of_the_newest_checkpoint(found):
     assert found.layer_names[:3] == ("deflow: stack 0", "deflow: stack 1", "deflow: features")
     assert len(found.layer_names) == 6
     assert set(found.refinement) == {"deflow"}
-    assert found.refinement["deflow"]["divergence"] > 0
+    assert found.refinement["deflow"].summary()["divergence"] > 0
 
 
 def test_a_report_knows_what_features_tell(pixels):
@@ -68,12 +77,15 @@ def test_the_table_the_csv_and_the_json_say_the_same(found):
     facts = json.loads(found.json(seed=4))
     assert float(row["effective_rank"]) == facts["rows"][0]["effective_rank"]
     assert float(row["r2 effector"]) == facts["rows"][0]["r2"]["effector"]
+    assert float(row["r2 knn action"]) == facts["rows"][0]["consistency"]
+    assert float(row["error gripper"]) == facts["rows"][0]["r2_errors"]["gripper"]
     assert row["heads"] == "critic flow refinement"
     assert row["updates"] == "3"
     cells = [cell.strip() for cell in table.splitlines()[4].split("|")[1:-1]]
     assert cells[:5] == ["deflow", "3", "impala_debug", "critic, flow, refinement", "512"]
     assert cells[5] == f"{facts['rows'][0]['effective_rank']:.1f}"
-    assert cells[6] == f"{facts['rows'][0]['r2']['effector']:.2f}"
+    r2, error = (facts["rows"][0][key]["effector"] for key in ("r2", "r2_errors"))
+    assert cells[6] == f"{r2:.2f} ± {error:.2f}"
     assert "| random | - | impala_debug | - | 512 |" in table
     assert facts["seed"] == 4
     assert len(facts["layers"]["cka"]) == 6
@@ -85,6 +97,21 @@ def test_numbers_that_are_unknown_are_null_in_json_and_a_dash_in_the_table(pixel
     report = compare([Features("a", "x", ("h",), 1, noise)], still, k=2)
     assert json.loads(report.json())["rows"][0]["r2"] == {"gripper": None}
     assert report.markdown().splitlines()[4].split("|")[7].strip() == "-"
+
+
+def test_a_collapsed_encoder_is_reported_and_not_drawn(found, pixels, tmp_path):
+    collapsed = dataclasses.replace(found.features[2], values=np.ones((60, 8), np.float32))
+    features = (*found.features[:2], collapsed, *found.features[3:])
+    report = compare(features, pixels, k=2)
+    assert report.rows[2].effective_rank == 0
+    cells = [cell.strip() for cell in report.markdown().splitlines()[6].split("|")[1:-1]]
+    assert cells == ["bc", "7", "impala_debug", "actor", "8", "0.0", "-", "-", "-"]
+    study = dataclasses.replace(found, features=features, report=report)
+    drawn = [
+        path.stem for path in (*draw_neighbours(study, tmp_path), *draw_numbers(study, tmp_path))
+    ]
+    assert "numbers" in drawn
+    assert not any("bc" in name for name in drawn)
 
 
 def test_without_targets_the_report_says_why(pixels):
@@ -125,7 +152,13 @@ def test_the_numbers_stand_at_their_places(found, tmp_path, monkeypatch):
     ]
     row = found.report.rows[1]
     values = [row.r2["effector"], row.r2["gripper"], row.consistency]
-    np.testing.assert_allclose(left.collections[1].get_offsets()[:, 0], np.clip(values, -1, 1))
+    (dots, bars) = (
+        [each for each in left.collections if isinstance(each, kind)]
+        for kind in (PathCollection, LineCollection)
+    )
+    np.testing.assert_allclose(dots[1].get_offsets()[:, 0], np.clip(values, -1, 1))
+    (low, _), (high, _) = bars[1].get_segments()[2]
+    np.testing.assert_allclose((high - low) / 2, row.consistency_error)
     marks = [line for line in right.lines if len(line.get_xdata()) == 1]
     assert marks[1].get_xdata()[0] == row.effective_rank
 

@@ -7,13 +7,13 @@ import pytest
 
 from deflow_vision.analysis import embeddings
 from deflow_vision.analysis.embeddings import (
-    action_consistency,
     effective_rank,
     linear_cka,
     linear_probe,
     nearest_neighbours,
-    project,
+    neighbours_action,
     r2,
+    r2_error,
     singular_values,
     standardise,
 )
@@ -119,6 +119,29 @@ def test_r2_weighs_dimensions_by_their_variance():
     assert r2(targets, targets * [1, 0]) > 0.99
 
 
+def test_the_error_of_r2_is_its_spread_over_draws_of_episodes():
+    """Of fresh episodes of 20 states each, whose error of prediction is common to an episode."""
+    rng = np.random.default_rng(6)
+
+    def draw(episodes):
+        groups = np.repeat(np.arange(episodes), 20)
+        targets = rng.normal(size=(len(groups), 2))
+        return targets, targets + 0.5 * rng.normal(size=(episodes, 2))[groups], groups
+
+    spread = np.std([r2(*draw(25)[:2]) for _ in range(400)])
+    found = np.mean([r2_error(*draw(25)) for _ in range(20)])
+    assert found == pytest.approx(spread, rel=0.15)
+    targets, predictions, _ = draw(25)
+    assert r2_error(targets, predictions, np.arange(500)) < 0.6 * found  # as if independent
+
+
+def test_the_error_of_r2_is_unknown_of_few_episodes_and_of_constants():
+    targets, groups = FEATURES[:100, :2], np.repeat(np.arange(5), 20)
+    assert r2_error(targets, 0.9 * targets, groups) > 0
+    assert np.isnan(r2_error(targets, 0.9 * targets, groups.clip(max=3)))
+    assert np.isnan(r2_error(np.ones((100, 1)), targets, groups))
+
+
 def test_constant_features_are_dropped_and_the_others_scaled_by_the_first():
     train, other = standardise(np.c_[FEATURES * 3 + 4, np.ones(N)], np.c_[FEATURES, np.ones(N)])
     assert train.shape == other.shape == (N, D)
@@ -131,12 +154,21 @@ def test_constant_features_are_dropped_and_the_others_scaled_by_the_first():
         standardise(np.ones((5, 3)))
 
 
-def test_neighbours_are_the_nearest_states_of_other_episodes():
-    features = np.array([[0.0], [0.1], [0.2], [5.0], [0.3]])
+@pytest.mark.parametrize("shift", [0, 1e5])
+def test_neighbours_are_the_nearest_states_of_other_episodes(shift):
+    features = np.array([[0.0], [0.1], [0.2], [5.0], [0.3]]) + shift
     episodes = np.array([0, 0, 1, 1, 2])
     found, distances = nearest_neighbours(features, episodes, np.array([0, 4]), np.arange(5), 2)
     assert found.tolist() == [[2, 4], [2, 1]]
-    np.testing.assert_allclose(distances[0], np.array([0.2, 0.3]) / features.std(), rtol=1e-4)
+    np.testing.assert_allclose(distances[0], [0.2, 0.3], rtol=1e-4)
+
+
+def test_features_weigh_as_they_vary():
+    features = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 0.01]])
+    found, _ = nearest_neighbours(features, np.arange(3), np.array([0]), np.arange(3), 1)
+    assert found.tolist() == [[2]]
+    with pytest.raises(UserError, match="constant"):
+        nearest_neighbours(np.ones((5, 2)), np.arange(5), np.array([0]), np.arange(5), 1)
 
 
 def test_too_few_states_of_other_episodes_are_refused():
@@ -156,7 +188,7 @@ def test_many_queries_are_searched_in_parts(monkeypatch):
 def consistency(features, actions, k):
     queries, pool = np.flatnonzero(HELD_OUT), np.flatnonzero(~HELD_OUT)
     neighbours, _ = nearest_neighbours(features, EPISODES, queries, pool, k)
-    return action_consistency(actions, queries, neighbours)
+    return r2(actions[queries], neighbours_action(actions, neighbours))
 
 
 def test_neighbours_in_action_space_act_alike():
@@ -209,39 +241,3 @@ def test_cka_of_constant_features_is_unknown():
 def test_cka_of_different_states_is_refused():
     with pytest.raises(ValueError, match="equal numbers"):
         linear_cka([FEATURES, FEATURES[1:]])
-
-
-@pytest.mark.parametrize("method", ["pca", "tsne"])
-def test_a_map_keeps_two_groups_apart(method):
-    group = np.arange(60) % 2
-    features = RNG.normal(size=(60, D)) + 20 * group[:, None]
-    points = project(features, method)
-    assert points.shape == (60, 2)
-    middles = [points[group == g].mean(0) for g in (0, 1)]
-    nearest = np.linalg.norm(points[:, None] - middles, axis=-1).argmin(1)
-    assert (nearest == group).all()
-    np.testing.assert_array_equal(points, project(features, method))
-
-
-def test_a_map_of_one_feature_has_two_dimensions():
-    assert project(FEATURES[:20, :1], "pca").shape == (20, 2)
-
-
-def test_a_map_of_a_handful_of_states_is_refused():
-    with pytest.raises(UserError, match="at least 10"):
-        project(FEATURES[:9], "tsne")
-
-
-def test_umap_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "umap", None)
-    with pytest.raises(UserError, match="pip install umap-learn"):
-        project(FEATURES[:50], "umap")
-
-
-@pytest.mark.slow
-def test_umap_keeps_two_groups_apart():
-    group = np.arange(60) % 2
-    points = project(RNG.normal(size=(60, D)) + 20 * group[:, None], "umap")
-    one, other = (points[group == g] for g in (0, 1))
-    apart = np.linalg.norm(one.mean(0) - other.mean(0))
-    assert apart > 2 * max(one.std(), other.std())
