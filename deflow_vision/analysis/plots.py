@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
@@ -22,6 +21,7 @@ from matplotlib.ticker import (
     NullFormatter,
 )
 
+from deflow_vision.config.layers import read_yaml
 from deflow_vision.types import UserError
 
 TRAIN, VALIDATION, REFERENCE = "#0072B2", "#D55E00", "#555555"
@@ -63,12 +63,12 @@ def learning_curves(run_dir: Path) -> list[Path]:
     Raises:
         UserError: the folder has no `train.csv`, or that is empty.
     """
-    train = read_table(run_dir / "train.csv")
+    train = read_table(run_dir / "train.csv", ("step",))
     if train.empty:
         raise UserError(f"{run_dir / 'train.csv'} has no rows yet: nothing to draw")
     episodes_path, config_path = run_dir / "episodes.csv", run_dir / "config.yaml"
-    episodes = read_table(episodes_path) if episodes_path.exists() else pd.DataFrame()
-    config = yaml.safe_load(config_path.read_text()) if config_path.exists() else {}
+    episodes = read_table(episodes_path, EPISODE) if episodes_path.exists() else pd.DataFrame()
+    config = read_yaml(config_path) if config_path.exists() else {}
 
     panels = _panels(train, episodes, config)
     columns = min(3, len(panels))
@@ -88,16 +88,38 @@ def learning_curves(run_dir: Path) -> list[Path]:
         return [save_figure(figure, run_dir / "plots" / "learning_curves.png")]
 
 
-def read_table(path: Path) -> pd.DataFrame:
+EPISODE = ("step", "return", "length", "seed", "capped")
+"""Columns that every `episodes.csv` has."""
+
+
+def read_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
     """Read a CSV of a run, which may be writing to it at this moment.
 
+    Args:
+        path: the file.
+        needed: columns that it must have, full of finite numbers, unless it is empty.
+
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or it is damaged.
     """
     if not path.exists():
         raise UserError(f"no {path}: give the folder of a run")
-    whole = path.read_text().rpartition("\n")[0]  # the last line may be half written
-    return pd.read_csv(StringIO(whole)) if whole else pd.DataFrame()
+    try:
+        if not path.is_file():
+            raise ValueError("it is no file")
+        whole = path.read_text().rpartition("\n")[0]  # the last line may be half written
+        table = pd.read_csv(StringIO(whole), index_col=False) if whole else pd.DataFrame()
+        for name in table:
+            values = pd.to_numeric(table[name]).to_numpy(np.float64)
+            if name in needed and not np.isfinite(values).all():
+                raise ValueError(f"a number is missing in its column {name}")
+        if missing := set(needed) - set(table.columns):
+            raise ValueError(f"it has no column {min(missing)}")
+    except (OSError, ValueError, TypeError, ArithmeticError) as error:
+        raise UserError(
+            f"{path} is damaged: {error}. Mend its text, or move it away to do without it."
+        ) from None
+    return table
 
 
 def _panels(train: pd.DataFrame, episodes: pd.DataFrame, config: Mapping[str, Any]) -> list[Panel]:
@@ -108,8 +130,10 @@ def _panels(train: pd.DataFrame, episodes: pd.DataFrame, config: Mapping[str, An
             panels.append(lambda axis: _success(axis, episodes))
         panels.append(lambda axis: _return(axis, episodes))
     if "train/actor/divergence" in train:
-        target = (config.get("agent") or {}).get("target_divergence")
-        panels.append(lambda axis: _divergence(axis, train, target))
+        agent = config.get("agent")
+        target = agent.get("target_divergence") if isinstance(agent, Mapping) else None
+        known = target if isinstance(target, float) else None
+        panels.append(lambda axis: _divergence(axis, train, known))
     if "train/alpha/value" in train:
         panels.append(
             lambda axis: _curve(axis, train, "alpha/value", r"Multiplier $\alpha$", log=True)

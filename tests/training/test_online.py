@@ -31,10 +31,9 @@ OFFLINE, ONLINE = 4, 14
 LAST = OFFLINE + ONLINE
 
 
-@pytest.fixture(scope="session")
-def walks(tmp_path_factory):
+def write_walks(folder):
     """Stores that fit the environments."""
-    folder, rng, stores = tmp_path_factory.mktemp("walks"), np.random.default_rng(0), {}
+    rng, stores = np.random.default_rng(0), {}
     for kind in ("state", "pixels"):
         shape = (8, 10, 1) if kind == "pixels" else (3,)
         stores[kind] = folder / f"{kind}.zarr"
@@ -56,6 +55,11 @@ def walks(tmp_path_factory):
                 actions = rng.uniform(-1, 1, (length - 1, 2))
                 writer.append_episode("train", observations, actions, goals)
     return stores | {"faulty": stores["state"]}
+
+
+@pytest.fixture(scope="session")
+def walks(tmp_path_factory):
+    return write_walks(tmp_path_factory.mktemp("walks"))
 
 
 def arguments(kind, walks, run_dir):
