@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help .venv system demo demo-state test lint bench bench-data bench-render clean
+.PHONY: help .venv system demo demo-state test soak lint bench bench-data bench-render clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -50,6 +50,9 @@ $(DATA)/cube-single-play-v0.zarr: | .venv system
 
 test: system ## run the test suite
 	$(BIN)/pytest
+
+soak: system ## damage files by the thousand and kill work by the dozen (docs/reliability.md)
+	$(BIN)/python -m tests.faults
 
 lint: .venv ## ruff, its formatter, and mypy in strict mode
 	$(BIN)/ruff check

@@ -126,6 +126,7 @@ def _train(setup: Setup, stop: Stop) -> Path:
                 except Stopped:
                     resting = collector is None or collector.at_rest
                     if accelerator.is_main_process and resting and not loaded:
+                        watch.settle()
                         save(setup, step, agent, optimizer, collector)
                     raise
                 if logger is not None and metrics:

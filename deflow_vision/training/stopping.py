@@ -71,6 +71,7 @@ class Stop:
         Raises:
             Stopped: always.
         """
+        signal.setitimer(signal.ITIMER_REAL, 0)  # what cleans up is not disturbed
         raise Stopped(self._asked or signal.SIGTERM)
 
     @contextmanager
@@ -105,6 +106,6 @@ class Stop:
         if number != signal.SIGALRM:
             self._asked = number
         if again or self._at_once:
-            self._at_once = False  # what cleans up is not disturbed
+            self._at_once = False
             self.leave()
         signal.setitimer(signal.ITIMER_REAL, PATIENCE)

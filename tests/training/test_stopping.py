@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +129,17 @@ def test_an_episode_that_does_not_end_is_left_when_the_patience_does(
         train(load(online_arguments("state", walks, tmp_path / "run")))
     assert time.monotonic() - start < 60
     assert checkpoint.latest(tmp_path / "run").step == 4
+
+
+def test_the_end_of_the_patience_does_not_disturb_what_cleans_up():
+    with Stop(SimpleNamespace(num_processes=1)) as stop:
+        assert not stop.asked(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked(1)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+        with pytest.raises(Stopped):
+            stop.leave()
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_a_second_request_ends_the_run_at_once(configure, send, tmp_path):
