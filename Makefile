@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help .venv system demo demo-state test soak lint bench bench-data bench-render clean
+.PHONY: help .venv system doctor docs demo demo-state test soak lint bench bench-data bench-render clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -39,6 +39,9 @@ system: .venv ## bring the GL libraries that MuJoCo draws with, where they are m
 	  apt-get install -qq -y --no-install-recommends $(GL_PACKAGES) >/dev/null; \
 	$(DRAWS) 2> >(tail -n 3 >&2)
 
+doctor: .venv ## say what this machine can do for a run, and what to mend
+	@$(BIN)/python scripts/doctor.py
+
 demo: system ## pixels: train DeFlow on a small real dataset, evaluate, plot (5 minutes on 2 cores)
 	$(LAUNCH) scripts/train.py --task visual-cube-double-play --preset demo
 
@@ -59,6 +62,10 @@ lint: .venv ## ruff, its formatter, and mypy in strict mode
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: .venv ## build the documentation site into site/; a broken link is an error
+	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . site
+	@echo "open $(CURDIR)/site/index.html"
+
 bench: .venv ## time an update from state and from pixels on this machine
 	$(BIN)/python scripts/time_update.py
 
@@ -69,5 +76,5 @@ bench-render: system ## time and compare the render profiles on this machine
 	$(BIN)/python scripts/time_render.py
 
 clean: ## remove .venv and every cache; data/ and runs/ stay
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,16 +1,20 @@
-"""Small files: read with a bound, written whole or not at all. Imports neither torch nor NumPy."""
+"""Small files: bounded, sealed, written whole or not at all. Imports neither torch nor NumPy."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deflow_vision.types import UserError
 
 MAX_BYTES = 1 << 26
+SEAL = "digest"
+"""Key of the digest over what a JSON file says; those of earlier versions have none."""
 
 
 def read_text(path: Path) -> str:
@@ -40,6 +44,23 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def seal(values: Mapping[str, Any], key: str = SEAL) -> dict[str, Any]:
+    """Values with a digest over them as `key`: the SHA-256 of their JSON with sorted keys."""
+    facts = json.loads(json.dumps({k: values[k] for k in values if k != key}))
+    text = json.dumps(facts, sort_keys=True)
+    return {**facts, key: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def is_sound(values: Mapping[str, Any]) -> bool:
+    """Whether values are those that were sealed; without a seal there is nothing to tell by."""
+    return SEAL not in values or values == seal(values)
+
+
+def sealed_text(values: Mapping[str, Any]) -> str:
+    """The text of a JSON file, with a digest over it."""
+    return json.dumps(seal(values), indent=2) + "\n"
 
 
 def write_atomically(path: Path, text: str) -> None:

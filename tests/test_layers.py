@@ -35,7 +35,8 @@ MAY_IMPORT = {
     | NUMERICS
     | {"agents", "networks", "config", "datasets", "envs", "analysis"},
     "benchmark": GROUND | {"config", "analysis"},
-    "sharing": GROUND | {"agents", "config", "datasets", "training"},
+    "sharing": GROUND | {"agents", "config", "datasets", "training", "analysis"},
+    "doctor": GROUND | {"agents", "config", "datasets", "envs", "training"},
 }
 """What each part of the package may import, besides itself."""
 
@@ -48,7 +49,7 @@ ONE_LAZY_HOME = (
 TORCH_FREE = (
     *("types", "seeding", "tasks", "files", "envs"),
     *(f"datasets.{name}" for name in ("store", "transitions", "sampler", "relabel", "collect")),
-    *("datasets.divergence", "datasets.likeness", "benchmark.job"),
+    *("datasets.divergence", "datasets.likeness", "benchmark.job", "doctor.drawing"),
 )
 
 

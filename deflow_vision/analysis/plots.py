@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from io import StringIO
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from matplotlib.ticker import (
     NullFormatter,
 )
 
+from deflow_vision.analysis.tables import read_table
 from deflow_vision.config.layers import read_yaml
 from deflow_vision.types import UserError
 
@@ -67,7 +67,9 @@ def learning_curves(run_dir: Path) -> list[Path]:
     if train.empty:
         raise UserError(f"{run_dir / 'train.csv'} has no rows yet: nothing to draw")
     episodes_path, config_path = run_dir / "episodes.csv", run_dir / "config.yaml"
-    episodes = read_table(episodes_path, EPISODE) if episodes_path.exists() else pd.DataFrame()
+    episodes = pd.DataFrame()
+    if episodes_path.exists():
+        episodes = read_table(episodes_path, ("step", "return"))
     config = read_yaml(config_path) if config_path.exists() else {}
 
     panels = _panels(train, episodes, config)
@@ -86,40 +88,6 @@ def learning_curves(run_dir: Path) -> list[Path]:
         words = [config.get("task"), config.get("algo"), f"seed {config.get('seed')}"]
         figure.suptitle("  ·  ".join(map(str, words)) if config else run_dir.name, fontsize=11)
         return [save_figure(figure, run_dir / "plots" / "learning_curves.png")]
-
-
-EPISODE = ("step", "return", "length", "seed", "capped")
-"""Columns that every `episodes.csv` has."""
-
-
-def read_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a CSV of a run, which may be writing to it at this moment.
-
-    Args:
-        path: the file.
-        needed: columns that it must have, full of finite numbers, unless it is empty.
-
-    Raises:
-        UserError: there is no such file, or it is damaged.
-    """
-    if not path.exists():
-        raise UserError(f"no {path}: give the folder of a run")
-    try:
-        if not path.is_file():
-            raise ValueError("it is no file")
-        whole = path.read_text().rpartition("\n")[0]  # the last line may be half written
-        table = pd.read_csv(StringIO(whole), index_col=False) if whole else pd.DataFrame()
-        for name in table:
-            values = pd.to_numeric(table[name]).to_numpy(np.float64)
-            if name in needed and not np.isfinite(values).all():
-                raise ValueError(f"a number is missing in its column {name}")
-        if missing := set(needed) - set(table.columns):
-            raise ValueError(f"it has no column {min(missing)}")
-    except (OSError, ValueError, TypeError, ArithmeticError) as error:
-        raise UserError(
-            f"{path} is damaged: {error}. Mend its text, or move it away to do without it."
-        ) from None
-    return table
 
 
 def _panels(train: pd.DataFrame, episodes: pd.DataFrame, config: Mapping[str, Any]) -> list[Panel]:
@@ -154,7 +122,7 @@ def _success(axis: Axes, episodes: pd.DataFrame) -> None:
     groups = episodes.dropna(subset=["success"]).groupby("step")["success"]
     wins, counts = groups.sum().to_numpy(), groups.count().to_numpy()
     steps = np.array(list(groups.groups))
-    low, high = _wilson(wins, counts)
+    low, high = wilson(wins, counts)
     axis.fill_between(steps, 100 * low, 100 * high, color=TRAIN, alpha=0.15, linewidth=0)
     axis.plot(steps, 100 * wins / counts, color=TRAIN, marker="o", markersize=3)
     marked = range(len(steps)) if len(steps) <= 6 else [int(np.argmax(wins / counts)), -1]
@@ -175,7 +143,7 @@ def _success(axis: Axes, episodes: pd.DataFrame) -> None:
     axis.set_ylabel("episodes won [%]")
 
 
-def _wilson(wins: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def wilson(wins: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's 95 % interval of a rate."""
     z = 1.96
     rate, weight = wins / counts, z**2 / counts
@@ -237,11 +205,16 @@ def _curve(axis: Axes, train: pd.DataFrame, key: str, title: str, log: bool = Fa
     if len(axis.lines) > 1:
         axis.legend(axis.lines, ["training", "validation"], loc="best")
     if log:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        log_scale(axis)
     axis.set_title(title)
+
+
+def log_scale(axis: Axes) -> None:
+    """Make an axis' y logarithmic, with plain numbers at 1, 2 and 5."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def save_figure(figure: Figure, path: Path) -> Path:

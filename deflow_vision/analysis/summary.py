@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from deflow_vision.analysis.plots import EPISODE, read_table
+from deflow_vision.analysis.tables import read_table
 from deflow_vision.config import from_yaml
 
 
@@ -23,7 +23,7 @@ def summarise(run_dir: Path, published_steps: int) -> str:
     config = from_yaml(run_dir / "config.yaml")
     lines, solved = [f"Run folder: {run_dir}"], 0.0
     if (run_dir / "episodes.csv").is_file():
-        episodes = read_table(run_dir / "episodes.csv", EPISODE)
+        episodes = read_table(run_dir / "episodes.csv", ("step", "return", "length", "capped"))
         lines += [] if episodes.empty else _successes(episodes)
         if "success" in episodes and not episodes.empty:
             solved = episodes[episodes["step"] == episodes["step"].max()]["success"].mean()

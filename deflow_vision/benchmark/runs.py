@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from deflow_vision.analysis.plots import read_table
+from deflow_vision.analysis.tables import read_table
 from deflow_vision.benchmark.protocols import Protocol
 from deflow_vision.benchmark.tables import Cell
 from deflow_vision.config import TrainConfig, from_yaml, to_dict

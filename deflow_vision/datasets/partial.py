@@ -76,7 +76,7 @@ class Partial:
 
         Raises:
             StoreError: another process holds it.
-        UserError: there are symbolic links in it, by which things elsewhere would be removed.
+            UserError: there are symbolic links in it, by which things elsewhere would be removed.
         """
         if self.folder.is_symlink():
             raise self.cannot_go_on("it is a symbolic link.")

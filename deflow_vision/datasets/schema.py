@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from deflow_vision.datasets.decoding import decode
+from deflow_vision.files import seal
 from deflow_vision.types import UserError
 
 _T = TypeVar("_T")
@@ -34,10 +34,8 @@ ACTION_BOUND = 1 + 1e-6  # float32's rounding of an action that was scaled to [-
 MAX_CHUNK_BYTES = 1 << 30  # that a reader takes
 _MAX_FILE_BYTES = MAX_CHUNK_BYTES + (MAX_CHUNK_BYTES >> 7)  # what zstd makes of noise, at most
 _MAX_DESCRIPTION_BYTES = 1 << 26  # of a zarr.json
-UNREADABLE = (
-    *(ValueError, KeyError, TypeError, AttributeError, OSError),
-    *(ArithmeticError, RecursionError),  # numbers without an end, lists within lists
-)
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError)
+UNREADABLE += (ArithmeticError,)  # numbers without an end
 """What zarr raises on descriptions that are none."""
 _THREADS = 4  # that fetch and decode blocks at once; both leave Python's lock to others
 
@@ -142,14 +140,7 @@ def complete(root: Any, attributes: Mapping[str, Any]) -> None:
         attributes: all but `digests` and `complete`.
     """
     digests = write_digests(root)
-    root.attrs.put(seal({**attributes, "digests": digests, "complete": True}))
-
-
-def seal(attributes: Mapping[str, Any], key: str = SEAL) -> dict[str, Any]:
-    """A store's attributes with a digest over them, of their JSON with sorted keys, as `key`."""
-    facts = json.loads(json.dumps({k: attributes[k] for k in attributes if k != key}))
-    text = json.dumps(facts, sort_keys=True)
-    return {**facts, key: digest_of(text.encode()).hex()}
+    root.attrs.put(seal({**attributes, "digests": digests, "complete": True}, SEAL))
 
 
 def num_blocks(array: Any) -> int:

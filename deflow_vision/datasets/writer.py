@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 import zarr
 
-from deflow_vision.datasets.columns import ENDS, Block, Columns, fit_episode, fit_rows
+from deflow_vision.datasets.columns import ENDS, Block, Columns, fit_episode
 from deflow_vision.datasets.goals import Labels, check_goals, goal_rows
 from deflow_vision.datasets.partial import (
     DamagedSourceError,
@@ -279,14 +279,10 @@ class StoreWriter:
             for key, column in split.by_name.items():
                 try:
                     split.episodes, split.states = int(done["episodes"]), int(done["states"])
-                    count, size = split.count(key), int(column.array.chunks[0])
-                    rest = fit_rows(key, progress.rows[f"{name}/{key}"], *self._columns[key])
-                    if len(rest) != count % size:
-                        raise StoreError(f"{len(rest)} rows of {count} are in no whole block.")
+                    blocks = column.go_on(key, split.count(key), progress.rows[f"{name}/{key}"])
                 except (KeyError, TypeError, ValueError) as error:
                     raise self._partial.cannot_go_on(f"{name}/{key}: {error}") from error
-                self._partial.cut(column.array, count // size)
-                column.go_on(count // size, rest)
+                self._partial.cut(column.array, blocks)
         done_already = ", ".join(f"{s.episodes} {name}" for name, s in self._splits.items())
         _log.info("%s: going on after %s episodes", self._partial.folder, done_already)
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from deflow_vision.datasets.schema import seal
-from deflow_vision.files import read_json
+from deflow_vision.files import is_sound, read_json, sealed_text
 from deflow_vision.training.run_folder import parse_spec
 from deflow_vision.types import Spec, UserError
 
-_SEAL = "digest"  # of spec.json itself; old policies have none
 SCHEMA = 1
 """What this version writes, and the greatest that it reads."""
 
@@ -68,12 +65,7 @@ class Record:
 
     def write(self, path: Path, digests: Mapping[str, str]) -> None:
         """Write `spec.json`, with the digests of the files beside it."""
-        path.write_text(sealed({"schema": SCHEMA, **asdict(self), "files": dict(digests)}))
-
-
-def sealed(values: Mapping[str, Any]) -> str:
-    """The text of a `spec.json`, with a digest over it."""
-    return json.dumps(seal(values, _SEAL), indent=2) + "\n"
+        path.write_text(sealed_text({"schema": SCHEMA, **asdict(self), "files": dict(digests)}))
 
 
 def read_record(path: Path) -> tuple[Record, dict[str, str]]:
@@ -90,7 +82,7 @@ def read_record(path: Path) -> tuple[Record, dict[str, str]]:
         schema, digests = int(values["schema"]), dict(values["files"])
     except (OSError, ValueError, TypeError, KeyError, ArithmeticError) as error:
         raise UserError(f"{path} does not describe a policy ({error!r}); export it anew.") from None
-    if _SEAL in values and values != seal(values, _SEAL):
+    if not is_sound(values):
         raise UserError(
             f"{path} does not match its own digest: it is damaged or was changed. Fetch or export "
             "the policy again."

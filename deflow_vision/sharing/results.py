@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from deflow_vision.analysis.plots import EPISODE, read_table
+from deflow_vision.analysis.tables import read_table
 from deflow_vision.files import read_json
 from deflow_vision.training.evaluation import normalized_score
 from deflow_vision.types import UserError
@@ -49,7 +49,8 @@ def _evaluation(
     folder: Path, step: int, *, when: str, env_id: str, seed: int, acting: dict[str, Any]
 ) -> dict[str, Any]:
     path = folder / "episodes.csv"
-    rows = read_table(path, EPISODE) if path.is_file() else pd.DataFrame(columns=["step"])
+    columns = ("step", "return", "length", "seed", "capped")
+    rows = read_table(path, columns) if path.is_file() else pd.DataFrame(columns=["step"])
     rows = rows[rows["step"] == step]
     if rows.empty:
         return {}

@@ -22,8 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from deflow_vision.datasets.schema import seal
-from deflow_vision.files import read_json
+from deflow_vision.files import is_sound, read_json, sealed_text
 from deflow_vision.training.weights import (
     CheckpointError,
     load_weights,
@@ -34,7 +33,6 @@ from deflow_vision.training.weights import (
 
 FILES = ("agent.safetensors", "optimizer.safetensors")
 _HIDDEN = ".partial-"
-_SEAL = "digest"  # of state.json itself; old checkpoints have none
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def _write(
     }
     if replay is not None:
         state["replay"] = dict(replay)
-    (part / "state.json").write_text(sealed(state))
+    (part / "state.json").write_text(sealed_text(state))
     for name in (*FILES, "state.json"):
         sync(part / name)
 
@@ -209,7 +207,7 @@ def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}/state.json cannot be read ({error!r}); remove {path}."
         ) from None
-    if _SEAL in state and state != seal(state, _SEAL):
+    if not is_sound(state):
         raise CheckpointError(
             f"{path}/state.json does not match its own digest: it is damaged. Remove {path} to "
             "resume from the checkpoint before it."
@@ -219,11 +217,6 @@ def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
             f"{path} is the checkpoint of step {state['step']}: give it that name, or remove it."
         )
     return state  # type: ignore[no-any-return]
-
-
-def sealed(state: Mapping[str, Any]) -> str:
-    """The text of a `state.json`, with a digest over it."""
-    return json.dumps(seal(state, _SEAL), indent=2) + "\n"
 
 
 def _compare(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -118,9 +118,9 @@ def _train(setup: Setup, stop: Stop) -> Path:
                 stop.leave()
             known = resumed_here and evaluated
             if not known and _due(step, config.eval.every, ends, at_start=config.eval.at_start):
+                metrics = validate(wrapped, val_feed, setup, agent.stage(step))
                 try:
                     with stop.at_once():
-                        metrics = validate(wrapped, val_feed, setup, agent.stage(step))
                         if evaluator is not None:
                             metrics |= evaluator(agent, step)
                 except Stopped:

@@ -224,7 +224,9 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     return record  # type: ignore[no-any-return]
 
 
-_RECORD: dict[str, Any] = {"versions": dict, "spec": dict, "dataset": dict}
+_RECORD: dict[str, Any] = {
+    **{"started": str, "machine": dict, "versions": dict, "spec": dict, "dataset": dict},
+}
 _DATASET: dict[str, Any] = {"path": str, "digests": dict, "render_profile": str | None}
 
 

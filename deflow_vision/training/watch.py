@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,8 +127,6 @@ class Watch:
 
     def _keep(self, seen: Seen, terms: Sequence[str]) -> Path:
         folder = self._run_dir / "diverged" / f"step_{seen.step}"
-        if self._rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         values = {**seen.batch._asdict(), **_prefixed(seen.noises._asdict())}
         arrays = {name: x for name, x in values.items() if x is not None}
@@ -185,7 +182,7 @@ class Runaway:
     def __call__(self, step: int, values: Mapping[str, float]) -> None:
         """Look at the metrics of a step, when they are read anyway."""
         for name, limit in self._limits.items():
-            if (value := values.get(name, 0.0)) and abs(value) > limit:
+            if abs(value := values.get(name, 0.0)) > limit:
                 log.warning(
                     "%s is %.3g after %s updates, beyond %.3g: training runs away. See its "
                     "curve in train.csv; a smaller learning rate or another target may hold it.",

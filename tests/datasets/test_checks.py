@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import zarr
 
-from deflow_vision.datasets.schema import read_rows, seal
+from deflow_vision.datasets.schema import SEAL, read_rows
 from deflow_vision.datasets.store import StoreError, add_goals, open_store, verify
+from deflow_vision.files import seal
 
 ZSTD = {"name": "zstd", "configuration": {"level": 3, "checksum": True}}
 
@@ -21,7 +22,7 @@ def edit_attributes(path: Path, reseal: bool = True, **changes) -> None:
     content = json.loads(file.read_text())
     facts = content["attributes"] | changes
     facts = {k: value for k, value in facts.items() if k not in changes or value is not None}
-    content["attributes"] = seal(facts) if reseal else facts
+    content["attributes"] = seal(facts, SEAL) if reseal else facts
     file.write_text(json.dumps(content))
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from deflow_vision.config import compose, from_yaml, load, to_dict, to_yaml
+from deflow_vision.files import sealed_text
 from deflow_vision.types import UserError
 from tests.faults import tiny
 
@@ -135,7 +136,7 @@ def _renew_checkpoint(run: Path) -> None:
         with contextlib.suppress(Exception):
             values = json.loads(state.read_text())
             files = {name: checkpoint.digest(state.parent / name) for name in checkpoint.FILES}
-            state.write_text(checkpoint.sealed({**values, "digests": files}))
+            state.write_text(sealed_text({**values, "digests": files}))
 
 
 def _read_config(folder: Path) -> Any:
@@ -156,8 +157,9 @@ def _read_table(folder: Path) -> Any:
 
 def _read_run(run: Path) -> Any:
     """Resume it, draw it, sum it up, load its policy and list its evaluations."""
-    from deflow_vision.analysis.plots import learning_curves, read_table
+    from deflow_vision.analysis.plots import learning_curves
     from deflow_vision.analysis.summary import summarise
+    from deflow_vision.analysis.tables import read_table
     from deflow_vision.sharing.policy import Policy
     from deflow_vision.training.loop import train
 
@@ -189,13 +191,12 @@ def _read_policy(folder: Path) -> Any:
 
 
 def _renew_policy(folder: Path) -> None:
-    from deflow_vision.sharing.record import sealed
     from deflow_vision.training.checkpoint import digest
 
     with contextlib.suppress(Exception):
         values = json.loads((folder / "spec.json").read_text())
         files = {name: digest(folder / name) for name in values["files"]}
-        (folder / "spec.json").write_text(sealed({**values, "files": files}))
+        (folder / "spec.json").write_text(sealed_text({**values, "files": files}))
 
 
 def _read_replay(folder: Path) -> Any:

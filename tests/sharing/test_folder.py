@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save
 
 from deflow_vision.analysis.plots import learning_curves
 from deflow_vision.config import load
+from deflow_vision.files import sealed_text
 from deflow_vision.sharing import Policy
 from deflow_vision.sharing.folder import NEEDED
-from deflow_vision.sharing.record import sealed
 from deflow_vision.training.loop import train
 from deflow_vision.types import UserError
 
 
 def edit_spec(folder: Path, **changes: object) -> None:
     values = json.loads((folder / "spec.json").read_text())
-    (folder / "spec.json").write_text(sealed(values | changes))
+    (folder / "spec.json").write_text(sealed_text(values | changes))
 
 
 def test_a_policy_comes_back_as_it_was(policy, folder, draws):
@@ -187,7 +187,7 @@ def test_a_newer_schema_is_refused(folder):
 def test_a_spec_that_says_too_little_is_refused(folder):
     values = json.loads((folder / "spec.json").read_text())
     del values["frame_stack"]
-    (folder / "spec.json").write_text(sealed(values))
+    (folder / "spec.json").write_text(sealed_text(values))
     with pytest.raises(UserError, match="says nothing of frame_stack"):
         Policy.from_pretrained(folder)
 

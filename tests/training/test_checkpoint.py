@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from deflow_vision.files import sealed_text
 from deflow_vision.training import checkpoint
 from deflow_vision.training.checkpoint import CheckpointError
 from deflow_vision.training.loop import make_optimizer
@@ -30,7 +31,7 @@ def load(run):
 def edit_state(run, *, seal=True, **changes):
     path = run / "checkpoints" / "step_6" / "state.json"
     state = json.loads(path.read_text()) | changes
-    path.write_text(checkpoint.sealed(state) if seal else json.dumps(state))
+    path.write_text(sealed_text(state) if seal else json.dumps(state))
 
 
 def edit_arrays(run, name, change):
