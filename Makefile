@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help .venv system demo demo-state test lint bench bench-data bench-render clean
+.PHONY: help .venv system browser demo demo-state test lint bench bench-data bench-render clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,6 +14,9 @@ LAUNCH := $(BIN)/accelerate launch --quiet --config_file configs/accelerate/cpu.
 # What MuJoCo draws with where there is no screen and no GPU, by the names of Debian and Ubuntu.
 GL_PACKAGES := libegl1 libgl1 libosmesa6
 DRAWS := $(BIN)/python -c 'from deflow_vision.envs.rendering import probe; probe()'
+
+# What the tests open reports with; by Debian's name, 290 MB with all that it needs.
+BROWSER := chromium-headless-shell
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +42,15 @@ system: .venv ## bring the GL libraries that MuJoCo draws with, where they are m
 	  apt-get install -qq -y --no-install-recommends $(GL_PACKAGES) >/dev/null; \
 	$(DRAWS) 2> >(tail -n 3 >&2)
 
+browser: ## bring the browser that tests open reports in, where it can be had; they do without
+	@if command -v $(BROWSER) chromium chromium-browser google-chrome >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "No Chromium here: tests that open a report in it are skipped ($(BROWSER) of Debian)"; exit 0; \
+	fi; \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -qq -y --no-install-recommends $(BROWSER); } >/dev/null || \
+	echo "$(BROWSER) cannot be installed: tests that open a report in a browser are skipped"
+
 demo: system ## pixels: train DeFlow on a small real dataset, evaluate, plot (5 minutes on 2 cores)
 	$(LAUNCH) scripts/train.py --task visual-cube-double-play --preset demo
 
@@ -48,7 +60,7 @@ demo-state: $(DATA)/cube-single-play-v0.zarr ## state: collect, train and watch 
 $(DATA)/cube-single-play-v0.zarr: | .venv system
 	$(BIN)/python scripts/data.py collect cube-single-play --episodes 200
 
-test: system ## run the test suite
+test: system browser ## run the test suite
 	$(BIN)/pytest
 
 lint: .venv ## ruff, its formatter, and mypy in strict mode

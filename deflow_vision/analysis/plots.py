@@ -130,7 +130,7 @@ def _success(axis: Axes, episodes: pd.DataFrame) -> None:
     groups = episodes.dropna(subset=["success"]).groupby("step")["success"]
     wins, counts = groups.sum().to_numpy(), groups.count().to_numpy()
     steps = np.array(list(groups.groups))
-    low, high = _wilson(wins, counts)
+    low, high = wilson_interval(wins, counts)
     axis.fill_between(steps, 100 * low, 100 * high, color=TRAIN, alpha=0.15, linewidth=0)
     axis.plot(steps, 100 * wins / counts, color=TRAIN, marker="o", markersize=3)
     marked = range(len(steps)) if len(steps) <= 6 else [int(np.argmax(wins / counts)), -1]
@@ -151,8 +151,16 @@ def _success(axis: Axes, episodes: pd.DataFrame) -> None:
     axis.set_ylabel("episodes won [%]")
 
 
-def _wilson(wins: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's 95 % interval of a rate."""
+def wilson_interval(wins: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's 95 % interval of a rate.
+
+    Args:
+        wins: successes, (N,).
+        counts: trials, (N,), at least one each.
+
+    Returns:
+        Its ends, between 0 and 1.
+    """
     z = 1.96
     rate, weight = wins / counts, z**2 / counts
     middle = (rate + weight / 2) / (1 + weight)

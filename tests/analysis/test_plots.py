@@ -133,7 +133,7 @@ def test_a_line_that_is_being_written_is_left_out(run_dir):
 
 
 def test_the_interval_of_a_rate_is_wilsons():
-    low, high = plots._wilson(np.array([0, 15, 50]), np.array([50, 50, 50]))
+    low, high = plots.wilson_interval(np.array([0, 15, 50]), np.array([50, 50, 50]))
     # Of 0 wins it is [0, z^2 / (n + z^2)], of n wins its mirror image.
     np.testing.assert_allclose(low, [0.0, 0.1910, 0.9287], atol=1e-4)
     np.testing.assert_allclose(high, [0.0713, 0.4375, 1.0], atol=1e-4)

@@ -1,0 +1,282 @@
+"""Charts as places in a picture: what a template needs for an SVG in the style of the page.
+
+The picture holds real text and takes its colours from the page, so that it can be searched, printed
+and read in the dark. `data` of a drawing has the values for the page's script to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
+
+WIDTH, HEIGHT = 380, 220
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 34
+"""Margins around the axes."""
+AT_MOST = 300
+"""Points of a line: more are averaged in as many groups, with the range of each group as a band."""
+ROW, NAMES = 26, 130
+"""Of a chart of intervals: the height of a row, and the room for names."""
+
+MINUS = "\N{MINUS SIGN}"
+
+Places = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart; values that are not finite are left out.
+
+    Attributes:
+        name: in the legend.
+        x: (N,).
+        y: (N,).
+        low: lower end of a band, (N,), or None.
+        high: its upper end.
+        dots: whether each value is marked.
+    """
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over steps.
+
+    Attributes:
+        title: what is drawn.
+        lines: at least one.
+        unit: of the values.
+        log: whether the values are on a logarithmic scale; ignored where one is not positive.
+        bounds: values that their axis has at least.
+        span: steps that their axis has at least.
+        level: a value with its name, drawn across.
+        turn: a step with its name, drawn upright.
+        note: a sentence below.
+    """
+
+    title: str
+    lines: Sequence[Line]
+    unit: str = ""
+    log: bool = False
+    bounds: tuple[float, ...] = ()
+    span: tuple[float, ...] = ()
+    level: tuple[float, str] | None = None
+    turn: tuple[float, str] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A chart in pixels.
+
+    Attributes:
+        title: of the chart.
+        unit: of its values.
+        note: below it.
+        x_ticks: place and label.
+        y_ticks: place and label.
+        paths: of each line its name, its polyline, its band (empty where it has none) and its dots.
+        level: place and name of the line across.
+        turn: place and name of the upright line.
+        data: name of each line with a (x, y, step, value) for each point.
+    """
+
+    title: str
+    unit: str
+    note: str
+    x_ticks: Places | list[tuple[float, str]]
+    y_ticks: Places | list[tuple[float, str]]
+    paths: list[dict[str, Any]] = field(default_factory=list)
+    level: tuple[float, str] | None = None
+    turn: tuple[float, str] | None = None
+    data: list[dict[str, Any]] = field(default_factory=list)
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
+def draw(chart: Chart) -> Drawing | None:
+    """Place a chart; None where no value is finite."""
+    lines = [line for line in map(_thinned, map(_finite, chart.lines)) if line.x.size]
+    if not lines:
+        return None
+    steps = np.concatenate([*(line.x for line in lines), chart.span])
+    found = [v for line in lines for v in (line.y, line.low, line.high) if v is not None]
+    values = np.concatenate(found)
+    marks = [] if chart.level is None else [chart.level[0]]
+    log = chart.log and bool(values.min() > 0) and all(mark > 0 for mark in marks)
+    values = np.concatenate([values, marks, chart.bounds])
+    to_x, x_ticks = _axis(steps, LEFT, WIDTH - RIGHT, log=False)
+    to_y, y_ticks = _axis(values, HEIGHT - BOTTOM, TOP, log=log)
+    drawing = Drawing(
+        chart.title,
+        chart.unit + (" (log scale)" if log else ""),
+        chart.note,
+        [(to_x(x), EngFormatter(sep="")(x)) for x in x_ticks],
+        [(to_y(y), number(y)) for y in y_ticks],
+        level=None if chart.level is None else (to_y(chart.level[0]), chart.level[1]),
+        turn=None if chart.turn is None else (to_x(chart.turn[0]), chart.turn[1]),
+    )
+    for line in lines:
+        places = [(to_x(x), to_y(y)) for x, y in zip(line.x, line.y, strict=True)]
+        band: Places = []
+        if line.low is not None and line.high is not None:
+            upper = [(to_x(x), to_y(y)) for x, y in zip(line.x, line.high, strict=True)]
+            lower = [(to_x(x), to_y(y)) for x, y in zip(line.x, line.low, strict=True)]
+            band = [*upper, *reversed(lower)]
+        dots = places if line.dots or len(places) < 3 else []
+        path = {"name": line.name, "line": _points(places), "band": _points(band), "dots": dots}
+        drawing.paths.append(path)
+        drawing.data.append({"name": line.name, "points": _data(line, places)})
+    return drawing
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A row of a chart of intervals.
+
+    Attributes:
+        name: of the row.
+        value: the estimate.
+        low: lower end of its interval, or None.
+        high: its upper end.
+    """
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+def draw_intervals(
+    title: str, rows: Sequence[Interval], unit: str, level: float | None = None
+) -> Drawing | None:
+    """Place estimates with their intervals below each other; None without rows.
+
+    Args:
+        title: of the chart.
+        rows: from the top.
+        unit: of the values.
+        level: a value to compare with, drawn upright.
+    """
+    if not rows:
+        return None
+    ends = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
+    values = np.array(ends if level is None else [*ends, level])
+    height = ROW * len(rows) + TOP + BOTTOM
+    to_x, ticks = _axis(values, NAMES, WIDTH - RIGHT, log=False)
+    paths = []
+    for index, row in enumerate(rows):
+        low = row.value if row.low is None else row.low
+        high = row.value if row.high is None else row.high
+        interval = f" [{number(low)}, {number(high)}]" if row.low is not None else ""
+        paths.append(
+            {
+                "name": row.name,
+                "text": f"{row.name}: {number(row.value)}{interval}",
+                "y": TOP + ROW * (index + 0.5),
+                "x": to_x(row.value),
+                "low": to_x(low),
+                "high": to_x(high),
+            }
+        )
+    return Drawing(
+        title,
+        unit,
+        "",
+        [(to_x(x), number(x)) for x in ticks],
+        [],
+        paths,
+        turn=None if level is None else (to_x(level), ""),
+        height=height,
+        left=NAMES,
+        bottom=height - BOTTOM,
+    )
+
+
+def number(value: float) -> str:
+    """A value for a label: four digits that count, a minus that is one."""
+    value += 0.0  # -0.0 is a 0.0 then
+    plain = not value or 1e-3 <= abs(value) < 1e5
+    return (f"{value:,.4g}" if plain else f"{value:.3g}").replace("-", MINUS)
+
+
+def _axis(
+    values: np.ndarray, start: float, end: float, log: bool
+) -> tuple[Callable[[float], float], list[float]]:
+    """From a value to its place, and the ticks between the least and the greatest."""
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        half = 0.5 * abs(low or 1)
+        low, high = (low / 2, high * 2) if log else (low - half, high + half)
+    if log:
+        low, high = low / (high / low) ** 0.04, high * (high / low) ** 0.04
+        ticks = LogLocator(subs=(1.0, 2.0, 5.0)).tick_values(low, high)
+        if np.sum((ticks >= low) & (ticks <= high)) > 6:
+            ticks = LogLocator(numticks=6).tick_values(low, high)
+    else:
+        ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        margin = 0.04 * (high - low)
+        low, high = low - margin, high + margin
+
+    scale: Callable[[float], float] = np.log if log else float
+
+    def place(value: float) -> float:
+        share = (scale(value) - scale(low)) / (scale(high) - scale(low))
+        return round(start + float(share) * (end - start), 1)
+
+    return place, [float(tick) for tick in ticks if low <= tick <= high]
+
+
+def _finite(line: Line) -> Line:
+    keep = np.isfinite(line.x) & np.isfinite(line.y)
+    ends = [
+        None if end is None else np.where(np.isfinite(end), end, line.y)[keep]
+        for end in (line.low, line.high)
+    ]
+    return Line(line.name, line.x[keep], line.y[keep], ends[0], ends[1], line.dots)
+
+
+def _thinned(line: Line) -> Line:
+    if line.x.size <= AT_MOST:
+        return line
+    groups = np.array_split(np.arange(line.x.size), AT_MOST)
+    low, high = (line.y if v is None else v for v in (line.low, line.high))
+
+    def of_each(values: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> np.ndarray:
+        return np.array([statistic(values[group]) for group in groups])
+
+    return Line(
+        line.name,
+        of_each(line.x, np.max),
+        of_each(line.y, np.mean),
+        of_each(low, np.min),
+        of_each(high, np.max),
+        line.dots,
+    )
+
+
+def _points(places: Places) -> str:
+    return " ".join(f"{x:g},{y:g}" for x, y in places)
+
+
+def _data(line: Line, places: Places) -> list[tuple[float, float, str, str]]:
+    found = []
+    for i, (x, y) in enumerate(places):
+        text = number(float(line.y[i]))
+        if line.low is not None and line.high is not None:
+            text += f" [{number(float(line.low[i]))}, {number(float(line.high[i]))}]"
+        found.append((x, y, f"{line.x[i]:,.0f}", text))
+    return found
