@@ -15,7 +15,7 @@ LAUNCH := $(BIN)/accelerate launch --quiet --config_file configs/accelerate/cpu.
 GL_PACKAGES := libegl1 libgl1 libosmesa6
 DRAWS := $(BIN)/python -c 'from deflow_vision.envs.rendering import probe; probe()'
 
-# What the tests open reports with; by Debian's name, 290 MB with all that it needs.
+# What the tests open reports with, by Debian's name: 440 MB on disk with all that it needs.
 BROWSER := chromium-headless-shell
 
 help: ## list the targets
@@ -45,11 +45,11 @@ system: .venv ## bring the GL libraries that MuJoCo draws with, where they are m
 browser: ## bring the browser that tests open reports in, where it can be had; they do without
 	@if command -v $(BROWSER) chromium chromium-browser google-chrome >/dev/null; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-	  echo "No Chromium here: tests that open a report in it are skipped ($(BROWSER) of Debian)"; exit 0; \
+	  echo "No Chromium: tests that open reports are skipped; apt-get install $(BROWSER) brings it"; exit 0; \
 	fi; \
 	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -qq -y --no-install-recommends $(BROWSER); } >/dev/null || \
-	echo "$(BROWSER) cannot be installed: tests that open a report in a browser are skipped"
+	echo "$(BROWSER) cannot be installed: tests that open reports in it are skipped"
 
 demo: system ## pixels: train DeFlow on a small real dataset, evaluate, plot (5 minutes on 2 cores)
 	$(LAUNCH) scripts/train.py --task visual-cube-double-play --preset demo

@@ -66,12 +66,16 @@ def check_evaluate(arguments: list[str], tmp_path: Path) -> None:
 def check_benchmark(arguments: list[str], tmp_path: Path) -> None:
     script, called = importlib.import_module("scripts.benchmark"), []
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("list_tables", "print_commands", "run", "table"):
+        for name in ("list_tables", "print_commands", "run", "table", "report"):
             function = functools.wraps(getattr(script, name))
             patch.setattr(script, name, function(lambda *words, **flags: called.append(words)))
         patch.setattr("sys.argv", ["benchmark.py", *arguments])
         script.main()
     assert len(called) == 1
+
+
+def check_report(arguments: list[str], tmp_path: Path) -> None:
+    tyro.cli(importlib.import_module("scripts.report").Arguments, args=arguments)
 
 
 def check_export(arguments: list[str], tmp_path: Path) -> None:
@@ -107,6 +111,7 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     "scripts/evaluate.py": check_evaluate,
     "scripts/benchmark.py": check_benchmark,
     "scripts/export.py": check_export,
+    "scripts/report.py": check_report,
     "scripts/toy.py": check_toy,
 }
 

@@ -22,6 +22,9 @@ T = TypeVar("T")
 NOT_STORED = {"resume"}
 """Fields that say how a run was started, not what it is."""
 
+SETTLED_BY_RUN = ("auto", "fast", None)
+"""Values in place of which a run records what they came to."""
+
 
 class ConfigError(UserError):
     """A configuration that cannot be used; the message names the file, the key and the way out."""

@@ -33,7 +33,7 @@ FILM_SECONDS = 2
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory) -> Path:
-    """Offline to online: 20 and 10 updates, evaluated three times, filmed at the end."""
+    """Offline to online: 20 and 10 updates, evaluated three times, with a video of the last."""
     folder = tmp_path_factory.mktemp("report")
     store = open_store(write_task_store(folder / "data.zarr", "state"))
     run_dir = folder / "run"

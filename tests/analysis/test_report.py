@@ -123,21 +123,21 @@ def test_the_page_leads_nowhere_and_loads_nothing(page):
     assert not [tag for tag, _ in page.elements if tag in ("link", "iframe", "object", "img")]
 
 
-def test_films_are_in_the_page_with_what_became_of_their_episode(page):
-    (film,) = (attributes for tag, attributes in page.elements if tag == "video")
-    assert film["src"].startswith("data:video/mp4;base64,AAAA")
+def test_videos_are_in_the_page_with_what_became_of_their_episode(page):
+    (video,) = (attributes for tag, attributes in page.elements if tag == "video")
+    assert video["src"].startswith("data:video/mp4;base64,AAAA")
     assert "30 updates, episode 0" in page.text
     assert "success, return 0, 9 steps" in page.text
 
 
-def test_films_beyond_the_limit_are_left_out_the_oldest_first(run, monkeypatch):
+def test_videos_beyond_the_limit_are_left_out_the_oldest_first(run, monkeypatch):
     film = run / "videos" / "step_30_episode_0.mp4"
     shutil.copy(film, run / "videos" / "step_10_episode_0.mp4")
-    monkeypatch.setattr(reporting, "FILM_BYTES", int(1.5 * film.stat().st_size))
+    monkeypatch.setattr(reporting, "VIDEO_BYTES", int(1.5 * film.stat().st_size))
     text = report(run).text
     assert "30 updates, episode 0" in text
     assert "10 updates, episode 0" not in text
-    assert "1 of 2 films" in text
+    assert "1 of 2 videos" in text
 
 
 EVIL = "<script>window.caught=1</script><img src=x onerror='window.caught=1'>\"'"

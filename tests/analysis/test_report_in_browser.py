@@ -65,7 +65,7 @@ def test_a_film_plays(page):
 def test_a_damaged_film_says_so(browser, run):
     (run / "videos" / "step_30_episode_0.mp4").write_bytes(b"no film at all")
     page = browser.open(write_run_report(run))
-    caption = 'document.querySelector(".films figcaption").innerText'
+    caption = 'document.querySelector(".videos figcaption").innerText'
     wait = f"""new Promise((tell) => {{
       const look = () => {caption}.includes("damaged") ? tell({caption}) : setTimeout(look, 20);
       look();

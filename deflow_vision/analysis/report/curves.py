@@ -11,8 +11,8 @@ import pandas as pd
 from deflow_vision.analysis.plots import wilson_interval
 from deflow_vision.analysis.report.charts import Chart, Line
 
-EPISODE_GROUPS = 20
-"""Points at which the success of online episodes is shown: each is a rate over several of them."""
+EPISODE_GROUPS, EPISODES_A_GROUP = 20, 5
+"""The success of online episodes is a rate over several: at most how many, and of how many."""
 
 Q_KEYS = ("critic/q_mean", "critic/q_min", "critic/q_max")
 
@@ -96,14 +96,17 @@ class _Drawer:
         self._drawn.add("online/success")
         rows = self._train.dropna(subset=[k for k in ["online/success"] if k in self._train])
         if "online/success" in rows and len(rows):
-            groups = np.array_split(np.arange(len(rows)), min(EPISODE_GROUPS, len(rows)))
+            number = min(EPISODE_GROUPS, max(1, len(rows) // EPISODES_A_GROUP))
+            groups = np.array_split(np.arange(len(rows)), number)
             ended = rows["online/success"].to_numpy()
             wins = np.array([ended[group].sum() for group in groups])
             counts = np.array([len(group) for group in groups])
             low, high = wilson_interval(wins, counts)
             steps = np.array([rows["step"].iloc[group].max() for group in groups], float)
             line = Line("success", steps, 100 * wins / counts, 100 * low, 100 * high, True)
-            note = f"Rates of about {len(rows) / len(groups):.3g} episodes, 95% interval (Wilson)."
+            size = "" if len(groups) == 1 else "about "
+            size += f"{len(rows) / len(groups):.0f}"
+            note = f"95% interval (Wilson) over {size} episodes a point."
             yield self._chart(
                 "Success while training", [line], "episodes won [%]", bounds=(0, 100), note=note
             )

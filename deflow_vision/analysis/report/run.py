@@ -1,4 +1,4 @@
-"""The report of a run: its curves, films, configuration and origin, on one page."""
+"""The report of a run: its curves, videos, configuration and origin, on one page."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from deflow_vision.types import UserError
 
 FILES = ("config.yaml", "environment.json", "train.csv", "episodes.csv")
 """A folder with none of them holds no run."""
-FILM_BYTES = 24 * 2**20
-"""Films that a page holds, the newest first; a page of more is slow to open."""
+VIDEO_BYTES = 24 * 2**20
+"""Of the videos that a page holds, the newest first; a page of more is slow to open."""
 
 
 @dataclass
@@ -64,11 +64,11 @@ def write_run_report(run_dir: Path) -> Path:
         UserError: the folder holds no run.
     """
     folder = read_folder(run_dir)
-    films, left_out = _films(folder)
+    videos, left_out = _videos(folder)
     missing = [*folder.missing]
     if left_out:
         missing.append(
-            f"{left_out} of {left_out + len(films)} films, so that the page opens quickly: the "
+            f"{left_out} of {left_out + len(videos)} videos, so that the page opens quickly: the "
             f"newest are shown, all are in {run_dir / 'videos'}"
         )
     if folder.steps and folder.done < folder.steps:
@@ -84,7 +84,7 @@ def write_run_report(run_dir: Path) -> Path:
             subject: [drawing for chart in charts if (drawing := draw(chart)) is not None]
             for subject, charts in groups.items()
         },
-        films=films,
+        videos=videos,
         evaluations=_evaluations(run_dir),
         sections=_settings(folder),
         commands=list(_commands(folder)),
@@ -168,26 +168,26 @@ def _figures(folder: Folder) -> Iterator[tuple[str, tuple[str, str]]]:
         yield "Time of an update", (f"{median:.3g} ms", "median, evaluations left out")
 
 
-def _films(folder: Folder) -> tuple[list[dict[str, str]], int]:
-    """Films as data URIs, by step and episode, and how many are left out."""
+def _videos(folder: Folder) -> tuple[list[dict[str, str]], int]:
+    """Videos as data URIs, by step and episode, and how many are left out."""
     found = []
     for path in folder.path.glob("videos/*.mp4"):
         words = path.stem.split("_")  # step_600_episode_0
         if len(words) == 4 and words[1].isdigit() and words[3].isdigit():
             found.append((int(words[1]), int(words[3]), path))
     found.sort(key=lambda each: (-each[0], each[1]))
-    films, size = [], 0
+    videos, size = [], 0
     for step, episode, path in found:
         size += path.stat().st_size
-        if size > FILM_BYTES:
+        if size > VIDEO_BYTES:
             break
         data = base64.b64encode(path.read_bytes()).decode()
         label = f"{step:,} updates, episode {episode}"
         outcome = _outcome(folder.episodes, step, episode)
-        films.append(
+        videos.append(
             {"label": label, "outcome": outcome, "source": f"data:video/mp4;base64,{data}"}
         )
-    return films, len(found) - len(films)
+    return videos, len(found) - len(videos)
 
 
 def _outcome(episodes: pd.DataFrame, step: int, episode: int) -> str:

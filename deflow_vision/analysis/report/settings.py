@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from deflow_vision.config import compose, to_dict
+from deflow_vision.config import SETTLED_BY_RUN, compose, to_dict
 from deflow_vision.types import UserError
 
 
@@ -45,7 +45,10 @@ class Section:
         return sum(bool(each.published) for each in self.settings)
 
 
-PLACES = ("run_dir", "num_threads", "data.path", "data.cache", "log.", "checkpoint.")
+UNPUBLISHED = (
+    *("seed", "run_dir", "data.path", "data.cache", "checkpoint.", "log."),
+    *("eval.num_envs", "eval.videos"),
+)
 """Settings that no published protocol has."""
 
 
@@ -56,8 +59,8 @@ def sections_of(config: Mapping[str, Any]) -> list[Section]:
     for name, value in _flat(config):
         section, dot, _ = name.partition(".")
         other = ""
-        if published.get(name, value) != value and not name.startswith(PLACES):
-            other = _text(published[name])
+        if published.get(name, value) not in (value, *SETTLED_BY_RUN):
+            other = "" if name.startswith(UNPUBLISHED) else _text(published[name])
         setting = Setting(name, _text(value), other)
         groups.setdefault(section if dot else "run", []).append(setting)
     return [Section(name, settings) for name, settings in groups.items()]
@@ -68,12 +71,9 @@ def _published(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("env") or not config.get("task") or not config.get("algo"):
         return {}
     try:
-        found = to_dict(compose(str(config["task"]), str(config["algo"])))
+        return to_dict(compose(str(config["task"]), str(config["algo"])))
     except UserError:  # a task or algorithm of another version
         return {}
-    # They stand for themselves until a run settles them.
-    settled = ("mixed_precision", "seed")
-    return {key: value for key, value in found.items() if key not in settled}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

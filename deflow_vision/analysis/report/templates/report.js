@@ -79,7 +79,7 @@ for (const input of document.querySelectorAll("input[data-filters]")) {
   });
 }
 
-// The controls of a film that nobody points at would hide a third of it.
+// The controls of a video that nobody points at would hide a third of it.
 for (const video of document.querySelectorAll("video")) {
   video.controls = false;
   video.tabIndex = 0;
@@ -88,7 +88,7 @@ for (const video of document.querySelectorAll("video")) {
   }
   video.addEventListener("pointerleave", () => { video.controls = false; });
   video.addEventListener("error", () => {
-    const words = text("span", "This film is damaged, or this browser lacks its codec (H.264).");
+    const words = text("span", "This video is damaged, or this browser lacks its codec (H.264).");
     words.className = "unplayable";
     video.closest("figure").querySelector("figcaption").append(words);
   });
