@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +15,9 @@ from typing import Any
 
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 """Names of Chromium, as Linux distributions call it."""
+
+PATIENCE = 120
+"""Seconds that an answer or an event may take on a busy machine."""
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -102,12 +106,16 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._unread:
+            if not select.select([self._from], [], [], PATIENCE)[0]:
+                raise RuntimeError(f"Chromium has said nothing for {PATIENCE} seconds")
             part = os.read(self._from.fileno(), 1 << 20)
             if not part:
                 raise RuntimeError("Chromium has ended")
             self._unread += part
         message, _, self._unread = self._unread.partition(b"\0")
         answer: dict[str, Any] = json.loads(message)
+        if answer.get("method") == "Inspector.targetCrashed":
+            raise RuntimeError("the page has crashed")
         return answer
 
 
@@ -119,7 +127,7 @@ class Page:
         target = browser.call("Target.createTarget", url="about:blank")
         attached = browser.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session: str = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in ("Inspector", "Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
         self._call(
             "Network.emulateNetworkConditions",

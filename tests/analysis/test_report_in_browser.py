@@ -27,9 +27,10 @@ OVER_THE_MIDDLE = """
   const box = svg.getBoundingClientRect();
   const at = {clientX: box.left + 0.55 * box.width, clientY: box.top + 50};
   svg.dispatchEvent(new PointerEvent("pointermove", at));
-  const shown = svg.closest("figure").querySelector(".tip").innerText;
+  const tip = svg.closest("figure").querySelector(".tip");
+  const shown = [...tip.children].map((line) => line.textContent);
   svg.dispatchEvent(new PointerEvent("pointerleave"));
-  return [shown, svg.closest("figure").querySelector(".tip").hidden];
+  return [shown, tip.hidden];
 })()
 """
 TYPE = """
@@ -65,17 +66,20 @@ def test_a_film_plays(page):
 def test_a_damaged_film_says_so(browser, run):
     (run / "videos" / "step_30_episode_0.mp4").write_bytes(b"no film at all")
     page = browser.open(write_run_report(run))
-    caption = 'document.querySelector(".videos figcaption").innerText'
-    wait = f"""new Promise((tell) => {{
-      const look = () => {caption}.includes("damaged") ? tell({caption}) : setTimeout(look, 20);
-      look();
-    }})"""
-    assert "damaged" in page.run(wait)
+    words = """new Promise((tell) => {
+      const look = (times) => {
+        const caption = document.querySelector(".videos figcaption").textContent;
+        if (caption.includes("damaged") || times === 0) tell(caption);
+        else setTimeout(look, 50, times - 1);
+      };
+      look(200);
+    })"""
+    assert "This video is damaged" in page.run(words)
 
 
 def test_the_pointer_reads_values_off_a_chart(page):
     shown, hidden = page.run(OVER_THE_MIDDLE)
-    assert shown.split("\n") == ["step 20", "success 50 [15, 85]"]
+    assert shown == ["step 20", "success 50 [15, 85]"]
     assert hidden
 
 
@@ -116,7 +120,7 @@ def test_paper_shows_what_was_folded(page):
 
 def test_nothing_of_a_name_is_run(browser, evil_run):  # noqa: F811
     page = browser.open(write_run_report(evil_run))
-    assert EVIL[:20] in page.run("document.body.innerText")
+    assert EVIL[:20] in page.run("document.body.textContent")
     assert page.run("typeof window.caught") == "undefined"
     assert page.complaints() == []
 
