@@ -32,6 +32,12 @@ def test_a_logarithmic_scale_is_one_and_is_given_up_for_values_that_are_not_posi
     assert "log scale" not in linear.unit
 
 
+@pytest.mark.parametrize("values", [(2.2, 2.9), (1, 30), (1e-7, 1e5), (3, 3), (0.9, 1.1)])
+def test_a_logarithmic_axis_has_some_ticks_and_not_too_many(values):
+    drawing = draw(Chart("t", [Line("a", np.arange(2), np.array(values, float))], log=True))
+    assert 2 <= len(drawing.y_ticks) <= 8
+
+
 def test_a_tick_stands_where_its_value_would():
     values = np.array([0.0, 25.0, 100.0])
     drawing = draw(Chart("t", [Line("a", values, values)]))

@@ -223,13 +223,9 @@ def _axis(
         low, high = (low / 2, high * 2) if log else (low - half, high + half)
     if log:
         low, high = low / (high / low) ** 0.04, high * (high / low) ** 0.04
-        ticks = LogLocator(subs=(1.0, 2.0, 5.0)).tick_values(low, high)
-        if np.sum((ticks >= low) & (ticks <= high)) > 6:
-            ticks = LogLocator(numticks=6).tick_values(low, high)
     else:
-        ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-        margin = 0.04 * (high - low)
-        low, high = low - margin, high + margin
+        low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
+    ticks = _ticks(low, high, log)
 
     scale: Callable[[float], float] = np.log if log else float
 
@@ -237,7 +233,24 @@ def _axis(
         share = (scale(value) - scale(low)) / (scale(high) - scale(low))
         return round(start + float(share) * (end - start), 1)
 
-    return place, [float(tick) for tick in ticks if low <= tick <= high]
+    return place, ticks
+
+
+def _ticks(low: float, high: float, log: bool) -> list[float]:
+    """At most six or so; those of a logarithmic axis where they suffice."""
+    even = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+    fine, coarse = LogLocator(subs=(1.0, 2.0, 5.0)), LogLocator(numticks=6)
+    found: list[float] = []
+    for locator in (fine, coarse) if log else ():
+        found = _within(locator.tick_values(low, high), low, high)
+        if len(found) <= 6:
+            break
+    # Less than a factor of two or so has no round powers in it.
+    return found if len(found) > 1 else _within(even.tick_values(low, high), low, high)
+
+
+def _within(ticks: Any, low: float, high: float) -> list[float]:
+    return [float(tick) for tick in ticks if low <= tick <= high]
 
 
 def _finite(line: Line) -> Line:
