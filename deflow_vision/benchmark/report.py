@@ -21,7 +21,6 @@ from deflow_vision.analysis.report.charts import (
     draw_intervals,
 )
 from deflow_vision.analysis.report.page import render, without_secrets, write_page
-from deflow_vision.benchmark.protocols import Protocol
 from deflow_vision.benchmark.render import (
     MARKDOWN,
     columns_of,
@@ -125,7 +124,7 @@ def write_table_report(table: Table, root: Path) -> Path:
         curves=[
             drawing
             for task in table.tasks
-            if (drawing := _curves(task, [c for c in cells if c.task == task], table.protocol))
+            if (drawing := _curves(task, [c for c in cells if c.task == task], table))
         ],
         sources=table.published,
         runs=runs,
@@ -188,8 +187,9 @@ def _interval(name: str, found: Aggregate, scale: float) -> Interval:
     return Interval(name, scale * found.value, low, high)
 
 
-def _curves(task: Task, cells: Sequence[Cell], protocol: Protocol) -> Drawing | None:
+def _curves(task: Task, cells: Sequence[Cell], table: Table) -> Drawing | None:
     """Learning curves of a task, a line a method, over the seeds that there are."""
+    protocol, methods = table.protocol, [method.name for method in table.methods]
     column = protocol.column(task)
     by_method: dict[str, list[pd.Series]] = {}
     for cell in cells:
@@ -201,7 +201,9 @@ def _curves(task: Task, cells: Sequence[Cell], protocol: Protocol) -> Drawing | 
     for name, curves in by_method.items():
         frame = pd.concat(curves, axis=1).sort_index()
         mean, low, high = mean_curve(frame.to_numpy(float).T)
-        line = Line(name, frame.index.to_numpy(float), mean, low, high, dots=True)
+        line = Line(
+            name, frame.index.to_numpy(float), mean, low, high, dots=True, color=methods.index(name)
+        )
         lines.append(line if len(curves) > 1 else replace(line, low=None, high=None))
     seeds = sorted({len(curves) for curves in by_method.values()})
     interval = ", with a 95% interval by the bootstrap" if seeds[-1] > 1 else ""

@@ -72,6 +72,14 @@ def test_a_long_line_is_averaged_and_keeps_its_range(monkeypatch):
     assert line["points"][5][2:] == ("59", "149 [50, 1,000]")
 
 
+def test_a_line_keeps_its_colour_whatever_is_drawn_beside_it():
+    x = np.arange(3.0)
+    lines = [Line("a", x, x), Line("b", x, x, color=3), Line("c", x, x, color=9)]
+    drawing = draw(Chart("t", lines))
+    assert [path["style"] for path in drawing.paths] == ["c0", "c3", "c1 dashed"]
+    assert [line["style"] for line in drawing.data] == ["c0", "c3", "c1 dashed"]
+
+
 def test_one_value_is_a_dot():
     (path,) = draw(Chart("t", [Line("a", np.array([5]), np.array([0.0]))])).paths
     assert len(path["dots"]) == 1

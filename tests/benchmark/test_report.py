@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,16 @@ def test_curves_are_means_over_seeds_with_an_interval(table, fill):
         ["10", "0 [0, 0]"],
         *([step, "85 [80, 90]"] for step in ("20", "30", "40")),
     ]
+
+
+def test_a_method_has_one_colour_in_all_charts(table, fill):
+    path = write_table_report(table, fill(without=[("pen-human-v1", "bc", s) for s in (0, 1)]))
+    styles = [
+        [line["style"] for line in json.loads(attributes["data-lines"])]
+        for tag, attributes in Page(path).elements
+        if "data-lines" in attributes
+    ]
+    assert styles == [["c0", "c1"], ["c1"]]
 
 
 def test_aggregates_have_their_intervals(table, fill):

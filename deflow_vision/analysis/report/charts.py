@@ -6,12 +6,14 @@ and read in the dark. `data` of a drawing has the values for the page's script t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import EngFormatter
+
+from deflow_vision.analysis.report.axes import axis, number
 
 WIDTH, HEIGHT = 380, 220
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 34
@@ -21,7 +23,8 @@ AT_MOST = 300
 ROW, NAMES = 26, 130
 """Of a chart of intervals: the height of a row, and the room for names."""
 
-MINUS = "\N{MINUS SIGN}"
+COLORS = 8
+"""Of the page, `c0` to `c7`; lines beyond them are dashed."""
 
 Places = list[tuple[float, float]]
 
@@ -37,6 +40,7 @@ class Line:
         low: lower end of a band, (N,), or None.
         high: its upper end.
         dots: whether each value is marked.
+        color: its number among the page's colours; by default its place in the chart.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Line:
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     dots: bool = False
+    color: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Drawing:
         note: below it.
         x_ticks: place and label.
         y_ticks: place and label.
-        paths: of each line its name, its polyline, its band (empty where it has none) and its dots.
+        paths: of each line its name, style, polyline, band (empty where it has none) and dots.
         level: place and name of the line across.
         turn: place and name of the upright line.
         data: name of each line with a (x, y, step, value) for each point.
@@ -118,8 +123,8 @@ def draw(chart: Chart) -> Drawing | None:
     marks = [] if chart.level is None else [chart.level[0]]
     log = chart.log and bool(values.min() > 0) and all(mark > 0 for mark in marks)
     values = np.concatenate([values, marks, chart.bounds])
-    to_x, x_ticks = _axis(steps, LEFT, WIDTH - RIGHT, log=False)
-    to_y, y_ticks = _axis(values, HEIGHT - BOTTOM, TOP, log=log)
+    to_x, x_ticks = axis(steps, LEFT, WIDTH - RIGHT, log=False)
+    to_y, y_ticks = axis(values, HEIGHT - BOTTOM, TOP, log=log)
     drawing = Drawing(
         chart.title,
         chart.unit + (" (log scale)" if log else ""),
@@ -129,7 +134,7 @@ def draw(chart: Chart) -> Drawing | None:
         level=None if chart.level is None else (to_y(chart.level[0]), chart.level[1]),
         turn=None if chart.turn is None else (to_x(chart.turn[0]), chart.turn[1]),
     )
-    for line in lines:
+    for index, line in enumerate(lines):
         places = [(to_x(x), to_y(y)) for x, y in zip(line.x, line.y, strict=True)]
         band: Places = []
         if line.low is not None and line.high is not None:
@@ -137,9 +142,18 @@ def draw(chart: Chart) -> Drawing | None:
             lower = [(to_x(x), to_y(y)) for x, y in zip(line.x, line.low, strict=True)]
             band = [*upper, *reversed(lower)]
         dots = places if line.dots or len(places) < 3 else []
-        path = {"name": line.name, "line": _points(places), "band": _points(band), "dots": dots}
+        color = index if line.color is None else line.color
+        style = f"c{color % COLORS}{' dashed' if color >= COLORS else ''}"
+        path = {
+            "name": line.name,
+            "style": style,
+            "line": _points(places),
+            "band": _points(band),
+            "dots": dots,
+        }
         drawing.paths.append(path)
-        drawing.data.append({"name": line.name, "points": _data(line, places)})
+        points = _data(line, places)
+        drawing.data.append({"name": line.name, "style": style, "points": points})
     return drawing
 
 
@@ -176,7 +190,7 @@ def draw_intervals(
     ends = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
     values = np.array(ends if level is None else [*ends, level])
     height = ROW * len(rows) + TOP + BOTTOM
-    to_x, ticks = _axis(values, NAMES, WIDTH - RIGHT, log=False)
+    to_x, ticks = axis(values, NAMES, WIDTH - RIGHT, log=False)
     paths = []
     for index, row in enumerate(rows):
         low = row.value if row.low is None else row.low
@@ -206,78 +220,26 @@ def draw_intervals(
     )
 
 
-def number(value: float) -> str:
-    """A value for a label: four digits that count, a minus that is one."""
-    value += 0.0  # -0.0 is a 0.0 then
-    plain = not value or 1e-3 <= abs(value) < 1e5
-    return (f"{value:,.4g}" if plain else f"{value:.3g}").replace("-", MINUS)
-
-
-def _axis(
-    values: np.ndarray, start: float, end: float, log: bool
-) -> tuple[Callable[[float], float], list[float]]:
-    """From a value to its place, and the ticks between the least and the greatest."""
-    low, high = float(values.min()), float(values.max())
-    if low == high:
-        half = 0.5 * abs(low or 1)
-        low, high = (low / 2, high * 2) if log else (low - half, high + half)
-    if log:
-        low, high = low / (high / low) ** 0.04, high * (high / low) ** 0.04
-    else:
-        low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
-    ticks = _ticks(low, high, log)
-
-    scale: Callable[[float], float] = np.log if log else float
-
-    def place(value: float) -> float:
-        share = (scale(value) - scale(low)) / (scale(high) - scale(low))
-        return round(start + float(share) * (end - start), 1)
-
-    return place, ticks
-
-
-def _ticks(low: float, high: float, log: bool) -> list[float]:
-    """At most six or so; those of a logarithmic axis where they suffice."""
-    even = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
-    fine, coarse = LogLocator(subs=(1.0, 2.0, 5.0)), LogLocator(numticks=6)
-    found: list[float] = []
-    for locator in (fine, coarse) if log else ():
-        found = _within(locator.tick_values(low, high), low, high)
-        if len(found) <= 6:
-            break
-    # Less than a factor of two or so has no round powers in it.
-    return found if len(found) > 1 else _within(even.tick_values(low, high), low, high)
-
-
-def _within(ticks: Any, low: float, high: float) -> list[float]:
-    return [float(tick) for tick in ticks if low <= tick <= high]
-
-
 def _finite(line: Line) -> Line:
     keep = np.isfinite(line.x) & np.isfinite(line.y)
-    ends = [
+    low, high = (
         None if end is None else np.where(np.isfinite(end), end, line.y)[keep]
         for end in (line.low, line.high)
-    ]
-    return Line(line.name, line.x[keep], line.y[keep], ends[0], ends[1], line.dots)
+    )
+    return replace(line, x=line.x[keep], y=line.y[keep], low=low, high=high)
 
 
 def _thinned(line: Line) -> Line:
     if line.x.size <= AT_MOST:
         return line
     groups = np.array_split(np.arange(line.x.size), AT_MOST)
-    low, high = (line.y if v is None else v for v in (line.low, line.high))
-
-    def of_each(values: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> np.ndarray:
-        return np.array([statistic(values[group]) for group in groups])
-
-    return Line(
-        line.name,
-        of_each(line.x, np.max),
-        of_each(line.y, np.mean),
-        of_each(low, np.min),
-        of_each(high, np.max),
-        line.dots,
+    low, high = (line.y if end is None else end for end in (line.low, line.high))
+    return replace(
+        line,
+        x=np.array([line.x[group].max() for group in groups]),
+        y=np.array([line.y[group].mean() for group in groups]),
+        low=np.array([low[group].min() for group in groups]),
+        high=np.array([high[group].max() for group in groups]),
     )
 
 

@@ -14,7 +14,8 @@ import pandas as pd
 import yaml
 
 from deflow_vision.analysis.plots import read_table, wilson_interval
-from deflow_vision.analysis.report.charts import draw, number
+from deflow_vision.analysis.report.axes import number
+from deflow_vision.analysis.report.charts import draw
 from deflow_vision.analysis.report.curves import chart_groups
 from deflow_vision.analysis.report.dataset import dataset_card
 from deflow_vision.analysis.report.page import render, without_secrets, write_page

@@ -11,17 +11,17 @@ for (const svg of document.querySelectorAll("svg[data-lines]")) {
   svg.addEventListener("pointermove", (event) => {
     const scale = svg.getScreenCTM();
     const x = (event.clientX - scale.e) / scale.a;
-    const near = lines.map(({ name, points }) => ({
-      name,
+    const near = lines.map(({ name, style, points }) => ({
+      name, style,
       point: points.reduce((a, b) => (Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a)),
     }));
     const at = near.reduce((a, b) =>
       (Math.abs(b.point[0] - x) < Math.abs(a.point[0] - x) ? b : a)).point;
     tip.replaceChildren(text("b", `step ${at[2]}`));
-    near.forEach(({ name, point }, index) => {
+    near.forEach(({ name, style, point }) => {
       if (Math.abs(point[0] - at[0]) > 3) return;  // this line has no value here
       const row = tip.appendChild(document.createElement("div"));
-      row.className = `c${index % 8}`;
+      row.className = style;
       row.append(document.createElement("i"), text("span", `${name} ${point[3]}`));
     });
     tip.hidden = false;
