@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help .venv system browser demo demo-state test lint bench bench-data bench-render clean
+.PHONY: help .venv system browser doctor docs demo demo-state test lint bench bench-data bench-render clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -51,6 +51,9 @@ browser: ## bring the browser that tests open reports in, where it can be had; t
 	  apt-get install -qq -y --no-install-recommends $(BROWSER); } >/dev/null || \
 	echo "$(BROWSER) cannot be installed: tests that open reports in it are skipped"
 
+doctor: .venv ## say what this machine can do for a run, and what to mend
+	@$(BIN)/python scripts/doctor.py
+
 demo: system ## pixels: train DeFlow on a small real dataset, evaluate, plot (5 minutes on 2 cores)
 	$(LAUNCH) scripts/train.py --task visual-cube-double-play --preset demo
 
@@ -68,6 +71,10 @@ lint: .venv ## ruff, its formatter, and mypy in strict mode
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: .venv ## build the documentation site into site/; a broken link is an error
+	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . site
+	@echo "open $(CURDIR)/site/index.html"
+
 bench: .venv ## time an update from state and from pixels on this machine
 	$(BIN)/python scripts/time_update.py
 
@@ -78,5 +85,5 @@ bench-render: system ## time and compare the render profiles on this machine
 	$(BIN)/python scripts/time_render.py
 
 clean: ## remove .venv and every cache; data/ and runs/ stay
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

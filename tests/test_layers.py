@@ -35,6 +35,7 @@ MAY_IMPORT = {
     | {"agents", "networks", "config", "datasets", "envs", "analysis"},
     "benchmark": GROUND | {"config", "analysis"},
     "sharing": GROUND | {"agents", "config", "datasets", "training"},
+    "doctor": GROUND | {"agents", "config", "datasets", "envs", "training"},
 }
 """What each part of the package may import, besides itself."""
 
@@ -47,7 +48,7 @@ ONE_LAZY_HOME = (
 TORCH_FREE = (
     *("types", "seeding", "tasks", "envs"),
     *(f"datasets.{name}" for name in ("store", "transitions", "sampler", "relabel", "collect")),
-    *("datasets.divergence", "datasets.likeness", "benchmark.job"),
+    *("datasets.divergence", "datasets.likeness", "benchmark.job", "doctor.drawing"),
 )
 
 

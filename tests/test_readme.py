@@ -1,4 +1,4 @@
-"""What the README and data/README.md tell people to type works; what pages point to exists."""
+"""What the README and the pages of docs/ tell people to type works; what they point to exists."""
 
 from __future__ import annotations
 
@@ -18,20 +18,25 @@ from deflow_vision.config import compose, load, to_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-MANUALS = README + (ROOT / "data" / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MANUALS = "".join(page.read_text() for page in PAGES)
+INLINE = re.compile(r"`((?:python scripts/\w+\.py |accelerate launch |pytest |make )[^`\n]+)`")
+FOREIGN = {"source", "echo", "hf", "nvidia-cuda-mps-control"}
+"""Programs of others, whose arguments are not looked at."""
 
 
 def commands() -> list[list[str]]:
     blocks = re.findall(r"^```bash\n(.*?)^```", MANUALS, flags=re.DOTALL | re.MULTILINE)
     whole = "".join(blocks).replace("\\\n", " ")  # a line may go on after a backslash
-    lines = (shlex.split(line, comments=True) for line in whole.splitlines())
-    return [line for line in lines if line]
+    lines = dict.fromkeys([*whole.splitlines(), *INLINE.findall(MANUALS)])
+    found = (shlex.split(line, comments=True) for line in lines if "..." not in line)
+    # [--flag] is one that may be left out.
+    return [[word.strip("[]") for word in words] for words in found if words]
 
 
 def check_make(arguments: list[str], tmp_path: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in arguments:
+    for target in (word for word in arguments if "=" not in word):
         assert re.search(rf"^{re.escape(target)}:", makefile, flags=re.MULTILINE)
 
 
@@ -39,6 +44,8 @@ def check_train(arguments: list[str], tmp_path: Path) -> None:
     if "--resume" in arguments:
         (tmp_path / "config.yaml").write_text(to_yaml(compose("cube-double-play")))
         arguments = [str(tmp_path) if word.startswith("runs/") else word for word in arguments]
+    # NAME stands for any algorithm.
+    arguments = ["deflow" if word == "NAME" else word for word in arguments]
     with pytest.raises(SystemExit) as stop:
         load(arguments if "--help" in arguments else [*arguments, "--dry-run"])
     assert stop.value.code == 0
@@ -59,10 +66,6 @@ def check_data(arguments: list[str], tmp_path: Path) -> None:
     assert called == [arguments[0].replace("-", "_")]
 
 
-def check_evaluate(arguments: list[str], tmp_path: Path) -> None:
-    tyro.cli(importlib.import_module("scripts.evaluate").Arguments, args=arguments)
-
-
 def check_benchmark(arguments: list[str], tmp_path: Path) -> None:
     script, called = importlib.import_module("scripts.benchmark"), []
     with pytest.MonkeyPatch.context() as patch:
@@ -74,12 +77,23 @@ def check_benchmark(arguments: list[str], tmp_path: Path) -> None:
     assert len(called) == 1
 
 
-def check_report(arguments: list[str], tmp_path: Path) -> None:
-    tyro.cli(importlib.import_module("scripts.report").Arguments, args=arguments)
+def check_arguments(script: str, arguments: list[str], tmp_path: Path) -> None:
+    tyro.cli(importlib.import_module(f"scripts.{script}").Arguments, args=arguments)
 
 
-def check_export(arguments: list[str], tmp_path: Path) -> None:
-    tyro.cli(importlib.import_module("scripts.export").Arguments, args=arguments)
+def check_main(script: str, arguments: list[str], tmp_path: Path) -> None:
+    main = importlib.import_module(f"scripts.{script}").main
+    tyro.cli(functools.wraps(main)(lambda **settings: None), args=arguments)
+
+
+def check_time_reference(arguments: list[str], tmp_path: Path) -> None:
+    assert len(arguments) == 1  # a folder; it runs nothing without one
+
+
+def check_pytest(arguments: list[str], tmp_path: Path) -> None:
+    paths = [word for word in arguments if word.startswith("tests")]
+    # A page may tell how to write it: tests/test_docs.py does so.
+    assert all((ROOT / path).exists() or f"`{path}`:\n\n```python" in MANUALS for path in paths)
 
 
 def check_toy(arguments: list[str], tmp_path: Path) -> None:
@@ -108,10 +122,17 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     "accelerate launch": check_launch,
     "scripts/train.py": check_train,
     "scripts/data.py": check_data,
-    "scripts/evaluate.py": check_evaluate,
     "scripts/benchmark.py": check_benchmark,
-    "scripts/export.py": check_export,
-    "scripts/report.py": check_report,
+    **{
+        f"scripts/{script}.py": functools.partial(check_arguments, script)
+        for script in ("doctor", "evaluate", "export", "report")
+    },
+    **{
+        f"scripts/{script}.py": functools.partial(check_main, script)
+        for script in ("compare", "time_action", "time_data", "time_render", "time_update")
+    },
+    "scripts/time_reference.py": check_time_reference,
+    "pytest": check_pytest,
     "scripts/toy.py": check_toy,
 }
 
@@ -121,7 +142,9 @@ def test_a_command_of_a_manual_is_understood(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    program, *arguments = command
+    program, *arguments = command[1:] if command[0] == "srun" else command
+    if program in FOREIGN:
+        return
     if program in ("python", "accelerate"):
         second, *arguments = arguments
         program = second if program == "python" else f"{program} {second}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deflow_vision.analysis.plots import wilson_interval
+from deflow_vision.analysis.episodes import return_by_step, success_by_step, wilson
 from deflow_vision.analysis.report.charts import Chart, Line
 
 EPISODE_GROUPS, EPISODES_A_GROUP = 20, 5
@@ -68,23 +68,14 @@ class _Drawer:
     def evaluation(self) -> Iterator[Chart]:
         rows = self._episodes
         cut = "Episodes were cut short of the task's limit." if _any(rows, "capped") else ""
-        if "success" in rows and rows["success"].notna().any():
-            groups = rows.dropna(subset=["success"]).groupby("step")["success"]
-            wins, counts = groups.sum().to_numpy(float), groups.count().to_numpy(float)
-            low, high = wilson_interval(wins, counts)
-            line = Line(
-                *("success", np.array(list(groups.groups), float), 100 * wins / counts),
-                *(100 * low, 100 * high, True),
-            )
-            least, most = counts.min(), counts.max()
-            number = f"{least:.0f}" if least == most else f"{least:.0f} to {most:.0f}"
+        if len(found := success_by_step(rows)):
+            line = _with_interval("success", found, "rate")
+            least, most = found["episodes"].min(), found["episodes"].max()
+            number = f"{least}" if least == most else f"{least} to {most}"
             note = f"95% interval (Wilson) over {number} episodes an evaluation. {cut}"
             yield self._chart("Success", [line], "episodes won [%]", bounds=(0, 100), note=note)
         if "return" in rows:
-            groups = rows.groupby("step")["return"]
-            mean, half = groups.mean().to_numpy(), 1.96 * groups.sem().fillna(0).to_numpy()
-            steps = np.array(list(groups.groups), float)
-            line = Line("return", steps, mean, mean - half, mean + half, True)
+            line = _with_interval("return", return_by_step(rows), "mean")
             note = f"95% interval of the mean. {cut}"
             yield self._chart("Return", [line], "mean sum of rewards", note=note)
         if lines := self._lines(("eval/normalized_score", "score")):
@@ -101,7 +92,7 @@ class _Drawer:
             ended = rows["online/success"].to_numpy()
             wins = np.array([ended[group].sum() for group in groups])
             counts = np.array([len(group) for group in groups])
-            low, high = wilson_interval(wins, counts)
+            low, high = wilson(wins, counts)
             steps = np.array([rows["step"].iloc[group].max() for group in groups], float)
             line = Line("success", steps, 100 * wins / counts, 100 * low, 100 * high, True)
             size = "" if len(groups) == 1 else "about "
@@ -196,6 +187,11 @@ class _Drawer:
 
     def _chart(self, title: str, lines: list[Line], unit: str = "", **more: Any) -> Chart:
         return Chart(title, lines, unit, turn=self._turn, span=self._span, **more)
+
+
+def _with_interval(name: str, found: pd.DataFrame, column: str) -> Line:
+    values, low, high = (found[each].to_numpy(float) for each in (column, "low", "high"))
+    return Line(name, found.index.to_numpy(float), values, low, high, dots=True)
 
 
 def _any(rows: pd.DataFrame, column: str) -> bool:

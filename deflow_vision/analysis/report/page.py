@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deflow_vision import __version__
 
-SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS)$")
+SECRET_NAME = re.compile(r"(KEY|KEY_ID|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$")
 """Environment variables whose values no page may show."""
 SECRET_LENGTH = 6
 """Of the shortest value that is taken for a secret."""
@@ -24,7 +25,7 @@ PRIVATE_PART = re.compile(r"(?<=://)[^/@]+(?=@)|(?<=\?).+")
 
 
 def render(template: str, **values: Any) -> str:
-    """A whole page; every value is escaped.
+    """A whole page; every value is escaped and without secrets (`without_secrets`).
 
     Its content security policy lets the browser load nothing and run nothing but the page's own
     script, which is named by its digest.
@@ -37,6 +38,7 @@ def render(template: str, **values: Any) -> str:
         loader=PackageLoader("deflow_vision.analysis.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=functools.partial(_clean, secrets=_secrets()),
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -63,15 +65,24 @@ def without_secrets(value: Any) -> Any:
     That are the values of environment variables that are named like keys, and in addresses the
     user's name, the password and the query.
     """
+    return _clean(value, _secrets())
+
+
+def _secrets() -> list[str]:
+    """The longest first: one may be the beginning of another."""
+    named = (value for name, value in os.environ.items() if SECRET_NAME.search(name.upper()))
+    return sorted({value for value in named if len(value) >= SECRET_LENGTH}, key=len, reverse=True)
+
+
+def _clean(value: Any, secrets: Sequence[str]) -> Any:
     if isinstance(value, Mapping):
-        return {key: without_secrets(each) for key, each in value.items()}
+        return {key: _clean(each, secrets) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [without_secrets(each) for each in value]
-    if not isinstance(value, str):
+        return [_clean(each, secrets) for each in value]
+    if not isinstance(value, str) or hasattr(value, "__html__"):  # markup is clean already
         return value
-    for name, secret in os.environ.items():
-        if SECRET_NAME.search(name.upper()) and len(secret) >= SECRET_LENGTH:
-            value = value.replace(secret, "***")
+    for secret in secrets:
+        value = value.replace(secret, "***")
     return ADDRESS.sub(lambda found: PRIVATE_PART.sub("***", found.group()), value)
 
 

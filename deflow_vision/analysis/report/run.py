@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from deflow_vision.analysis.plots import read_table, wilson_interval
+from deflow_vision.analysis.episodes import return_by_step, success_by_step
+from deflow_vision.analysis.plots import read_table
 from deflow_vision.analysis.report.axes import number
 from deflow_vision.analysis.report.charts import draw
 from deflow_vision.analysis.report.curves import chart_groups
@@ -89,7 +90,7 @@ def write_run_report(run_dir: Path) -> Path:
         evaluations=_evaluations(run_dir),
         sections=_settings(folder),
         commands=list(_commands(folder)),
-        record=without_secrets(folder.record),
+        record=folder.record,
         dataset=dataset_card(folder.record.get("dataset")),
     )
     return write_page(run_dir / "report.html", html)
@@ -146,22 +147,19 @@ def _title(folder: Folder) -> str:
 def _figures(folder: Folder) -> Iterator[tuple[str, tuple[str, str]]]:
     """What a run came to, each with a word on how it was measured."""
     rows = folder.episodes
-    if "success" in rows and (known := rows.dropna(subset=["success"])).size:
-        step = known["step"].max()
-        wins = known.loc[known["step"] == step, "success"]
-        rate = pd.Series([wins.sum()]).to_numpy(float), pd.Series([wins.size]).to_numpy(float)
-        low, high = (100 * float(end[0]) for end in wilson_interval(*rate))
-        about = (
-            f"of {wins.size} episodes after {step:,} updates; 95% interval {low:.0f} to {high:.0f}%"
-        )
-        yield "Success, last evaluation", (f"{100 * wins.mean():.0f}%", about)
-        means = known[known["step"] > 0].groupby("step")["success"].mean()
-        if len(means) >= 3:
-            three = 100 * means.iloc[-3:].mean()
-            yield "Success, last three", (f"{three:.0f}%", "mean of the last three evaluations")
-    elif "return" in rows and rows.size:
-        last = rows.loc[rows["step"] == rows["step"].max(), "return"]
-        yield "Return, last evaluation", (number(float(last.mean())), f"of {last.size} episodes")
+    if len(found := success_by_step(rows)):
+        last = found.iloc[-1]
+        about = f"of {last['episodes']:.0f} episodes after {found.index[-1]:,} updates; "
+        about += f"95% interval {last['low']:.0f} to {last['high']:.0f}%"
+        yield "Success, last evaluation", (f"{last['rate']:.0f}%", about)
+        rates = found.loc[found.index > 0, "rate"]
+        if len(rates) >= 3:
+            mean = f"{rates.iloc[-3:].mean():.0f}%"
+            yield "Success, last three", (mean, "mean of the last three evaluations")
+    elif "return" in rows and len(rows):
+        last = return_by_step(rows).iloc[-1]
+        about = f"of {last['episodes']:.0f} episodes"
+        yield "Return, last evaluation", (number(float(last["mean"])), about)
     of = f"of {folder.steps:,}" if folder.steps else ""
     yield "Updates", (f"{folder.done:,}", of)
     if "time/step_seconds" in folder.train and folder.train["time/step_seconds"].notna().any():
@@ -185,9 +183,7 @@ def _videos(folder: Folder) -> tuple[list[dict[str, str]], int]:
         data = base64.b64encode(path.read_bytes()).decode()
         label = f"{step:,} updates, episode {episode}"
         outcome = _outcome(folder.episodes, step, episode)
-        videos.append(
-            {"label": label, "outcome": outcome, "source": f"data:video/mp4;base64,{data}"}
-        )
+        videos.append({"label": label, "outcome": outcome, "data": data})
     return videos, len(found) - len(videos)
 
 
@@ -211,7 +207,7 @@ def _evaluations(run_dir: Path) -> list[dict[str, Any]]:
             values = _mapping(json.loads(path.read_text()))
         except (ValueError, OSError):
             values = {"cannot be read": str(path)}
-        found.append({"name": path.parent.name, "values": without_secrets(values)})
+        found.append({"name": path.parent.name, "values": values})
     return found
 
 

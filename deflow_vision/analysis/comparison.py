@@ -1,0 +1,120 @@
+"""Curves of several runs in one picture, drawn from nothing but their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from deflow_vision.analysis.episodes import success_by_step
+from deflow_vision.analysis.plots import (
+    REFERENCE,
+    STYLE,
+    log_scale,
+    read_table,
+    save_figure,
+)
+from deflow_vision.types import UserError
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, which the colour-blind tell apart."""
+
+USUAL = ("online/success", "train/actor/divergence", "train/alpha/value", "train/critic/q_mean")
+"""Columns of `train.csv` that are drawn where runs have them, beside the success of evaluations."""
+
+
+def compare_runs(
+    run_dirs: Sequence[Path], path: Path, columns: Sequence[str] | None = None, smooth: int = 1
+) -> Path:
+    """Draw a panel for each quantity, a line for each run, named by its folder.
+
+    The success of evaluations comes first, with Wilson's 95% intervals; `online/success` is that of
+    the episodes which were collected, over at least ten rows of `train.csv`. A dotted line marks
+    where collecting began, dashed ones the divergence to hold.
+
+    Args:
+        run_dirs: run folders, at most seven, with names of their own.
+        path: the PNG file to write.
+        columns: columns of `train.csv`; by default the usual ones that any of the runs has.
+        smooth: rows of `train.csv` that a point is the mean of.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: too many runs, two of one name, or a column that none of them has.
+    """
+    names = [run_dir.resolve().name for run_dir in run_dirs]
+    if len(names) > len(COLORS) or len(set(names)) < len(names):
+        raise UserError(f"runs {', '.join(names)}: give at most {len(COLORS)}, no name twice")
+    runs = dict(zip(names, run_dirs, strict=True))
+    tables = {name: read_table(run_dir / "train.csv") for name, run_dir in runs.items()}
+    known = {str(column) for table in tables.values() for column in table}
+    if missing := set(columns or ()) - known:
+        choices = ", ".join(sorted(known - {"step"}))
+        raise UserError(f"no run has {', '.join(sorted(missing))}; they have {choices}")
+    chosen = [column for column in USUAL if column in known] if columns is None else columns
+
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        width = min(3, 1 + len(chosen))
+        height = -(-(1 + len(chosen)) // width)
+        figure = Figure(figsize=(3.6 * width, 2.5 * height + 0.5), layout="constrained")
+        first, *others = figure.subplots(height, width, squeeze=False).flatten()
+        _success(first, runs)
+        for axis, column in zip(others, chosen, strict=False):
+            _column(axis, tables, column, smooth)
+        for axis in others[len(chosen) :]:
+            axis.remove()
+        configs = [_config(run_dir) for run_dir in run_dirs]
+        for axis in figure.axes:
+            _mark(axis, configs)
+        figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        return save_figure(figure, path)
+
+
+def _success(axis: Axes, runs: dict[str, Path]) -> None:
+    for color, (name, run_dir) in zip(COLORS, runs.items(), strict=False):
+        episodes = run_dir / "episodes.csv"
+        found = success_by_step(read_table(episodes) if episodes.exists() else pd.DataFrame())
+        low, high = found["low"], found["high"]
+        axis.fill_between(found.index, low, high, color=color, alpha=0.12, linewidth=0)
+        axis.plot(found.index, found["rate"], color=color, marker="o", markersize=3, label=name)
+    axis.set_title("Success in evaluations, 95 % interval")
+    axis.set_ylabel("episodes won [%]")
+    axis.set_ylim(-3, 103)
+
+
+def _column(axis: Axes, tables: dict[str, pd.DataFrame], column: str, smooth: int) -> None:
+    for color, table in zip(COLORS, tables.values(), strict=False):
+        if column in table:
+            known = table.dropna(subset=[column])
+            rows = max(smooth, 10) if column.startswith("online/") else smooth
+            means = known[column].rolling(rows, min_periods=1).mean()
+            axis.plot(known["step"], means, color=color)
+    if column in ("train/actor/divergence", "train/alpha/value"):
+        log_scale(axis)
+    axis.set_title(column.removeprefix("train/"))
+
+
+def _config(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "config.yaml"
+    return yaml.safe_load(path.read_text()) if path.exists() else {}
+
+
+def _mark(axis: Axes, configs: Sequence[dict[str, Any]]) -> None:
+    """Where runs went online, the divergence that they hold, and what every axis of steps has."""
+    for start in {c["offline_steps"] for c in configs if c.get("online_steps")} - {0}:
+        axis.axvline(start, color=REFERENCE, linestyle=":", linewidth=1)
+    if axis.get_title(loc="left") == "actor/divergence":
+        for target in {c.get("agent", {}).get("target_divergence") for c in configs} - {None}:
+            axis.axhline(target, color=REFERENCE, linestyle="--", linewidth=1)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_xlabel("gradient steps")
