@@ -169,9 +169,12 @@ def _line(row: Row, rows: Sequence[Row], results: Results) -> tuple[str, list[Fi
 
 def _aggregates(results: Results) -> Iterator[tuple[str, list[Drawing]]]:
     """Of each kind of tasks, the aggregates that are complete."""
+    colors = {method.name: i for i, method in enumerate(results.table.methods)}
     for summary in results.summaries:
-        iqm = [_interval(name, found, 1) for name, found in summary.iqm.items() if found]
-        better = [_interval(n, found, 100) for n, found in summary.improvement.items() if found]
+        iqm, better = (
+            [_interval(name, one, scale, colors[name]) for name, one in found.items() if one]
+            for found, scale in ((summary.iqm, 1), (summary.improvement, 100))
+        )
         first = improvement_title(results).removesuffix(" [95%]")
         drawings = [
             draw_intervals(
@@ -182,9 +185,9 @@ def _aggregates(results: Results) -> Iterator[tuple[str, list[Drawing]]]:
         yield summary.title, [drawing for drawing in drawings if drawing is not None]
 
 
-def _interval(name: str, found: Aggregate, scale: float) -> Interval:
+def _interval(name: str, found: Aggregate, scale: float, color: int) -> Interval:
     low, high = (None if end is None else scale * end for end in (found.low, found.high))
-    return Interval(name, scale * found.value, low, high)
+    return Interval(name, scale * found.value, low, high, color)
 
 
 def _curves(task: Task, cells: Sequence[Cell], table: Table) -> Drawing | None:

@@ -6,11 +6,24 @@ import numpy as np
 import pytest
 
 from deflow_vision.analysis.report import charts
+from deflow_vision.analysis.report.axes import number
 from deflow_vision.analysis.report.charts import Chart, Interval, Line, draw, draw_intervals
 
 
 def places(points: str) -> np.ndarray:
     return np.array([pair.split(",") for pair in points.split()], float)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        *((-0.0, "0"), (0.5, "0.5"), (-90, "\N{MINUS SIGN}90"), (999.96, "1000")),
+        *((7500, "7,500"), (10_000, "10,000"), (123_456.7, "123,457"), (2e6, "2e+06")),
+        (0.00012345, "0.000123"),
+    ],
+)
+def test_a_number_is_written_to_be_read(value, words):
+    assert number(value) == words
 
 
 def test_values_are_placed_in_proportion():
@@ -94,12 +107,13 @@ def test_the_level_and_the_turn_are_on_the_axes():
 
 
 def test_intervals_are_below_each_other():
-    rows = [Interval("a", 50, 40, 60), Interval("b", 70, None, None)]
+    rows = [Interval("a", 50, 40, 60), Interval("b", 70, None, None, color=9)]
     drawing = draw_intervals("t", rows, "%", level=50)
     first, second = drawing.paths
     assert first["low"] < first["x"] < first["high"]
     assert second["low"] == second["x"] == second["high"]
     assert first["y"] < second["y"] < drawing.bottom
     assert drawing.turn[0] == first["x"]
+    assert (first["style"], second["style"]) == ("c0", "c1 dashed")
     assert first["text"] == "a: 50 [40, 60]"
     assert draw_intervals("t", [], "%") is None

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deflow_vision.analysis.report import dataset as card_part
 from deflow_vision.analysis.report import run as reporting
 from deflow_vision.analysis.report.page import without_secrets
 from deflow_vision.analysis.report.run import write_run_report
 from deflow_vision.config import from_yaml, load, to_dict
-from deflow_vision.datasets.card import facts, goal_facts
+from deflow_vision.datasets.card import digest_of, facts, goal_facts
 from deflow_vision.datasets.store import open_store
 from deflow_vision.types import UserError
 from tests.pages import Page
@@ -101,12 +102,15 @@ def test_the_dataset_card_is_that_of_the_store(page, whole_run):
         assert fact in page.text
 
 
-@pytest.mark.parametrize("loss", ["gone", "another", "remote"])
-def test_a_dataset_that_cannot_be_shown_leaves_what_was_written_down(run, loss):
+@pytest.mark.parametrize("loss", ["gone", "another", "remote", "large"])
+def test_a_dataset_that_cannot_be_shown_leaves_what_was_written_down(run, loss, monkeypatch):
     dataset = json.loads((run / "environment.json").read_text())["dataset"]
     if loss == "another":
         change_record(run, dataset=dataset | {"digests": {"train/actions": "abc123"}})
         says = "is another one"
+    elif loss == "large":
+        monkeypatch.setattr(card_part, "CARD_STATES", 1)
+        says = f"python scripts/data.py info {dataset['path']}"
     else:
         path = "s3://bucket/data.zarr" if loss == "remote" else "/nowhere/data.zarr"
         change_record(run, dataset=dataset | {"path": path})
@@ -114,6 +118,9 @@ def test_a_dataset_that_cannot_be_shown_leaves_what_was_written_down(run, loss):
     text = report(run).text
     assert says in text
     assert "8.8.8" in text
+    assert (
+        digest_of(json.loads((run / "environment.json").read_text())["dataset"]["digests"]) in text
+    )
 
 
 def test_the_page_leads_nowhere_and_loads_nothing(page):
@@ -165,16 +172,30 @@ def test_markup_in_names_and_values_stays_text(evil_run):
     assert "img" not in [tag for tag, _ in page.elements]
 
 
-def test_no_secret_comes_into_the_page(run, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", "0123secret3210")
-    command = ["scripts/train.py", "--x", "0123secret3210", "https://me:pass@host/a?sign=abc"]
-    change_record(run, command=command, machine={"key": "0123secret3210"})
+def test_no_secret_comes_into_the_page(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_API_KEY", "0123secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "0123secret3210")
+    command = ["scripts/train.py", "--x", "0123secret", "https://me:pass@host/a?sign=abc"]
+    dataset = {"path": "s3://me:pass@host/0123secret3210.zarr", "versions": {"x": "0123secret"}}
+    change_record(run, command=command, machine={"key": "0123secret3210"}, dataset=dataset)
     path = run / "config.yaml"
     path.write_text(path.read_text().replace("deflow-vision", "0123secret3210"))
-    html = write_run_report(run).read_text()
-    for secret in ("0123secret3210", "me:pass", "sign=abc"):
+    folder = run / "evaluations" / "0123secret"
+    folder.mkdir(parents=True)
+    (folder / "evaluation.json").write_text('{"arguments": ["0123secret3210"]}')
+    html = write_run_report(run.rename(tmp_path / "run-0123secret")).read_text()
+    for secret in ("0123secret", "3210", "me:pass", "sign=abc"):
         assert secret not in html
     assert "https://***@host/a?***" in html
+    assert "s3://***@host/***.zarr" in html
+
+
+def test_the_complaint_about_a_broken_file_has_no_secret(run, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "0123secret3210")
+    (run / "config.yaml").write_text("log: [0123secret3210\n")
+    html = write_run_report(run).read_text()
+    assert "config.yaml cannot be read" in html
+    assert "0123secret" not in html
 
 
 def test_addresses_without_secrets_stay_as_they_are():

@@ -12,10 +12,11 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def number(value: float) -> str:
-    """A value for a label: four digits that count, a minus that is one."""
+    """A value for a label: four digits that count, or whole thousands; a minus that is one."""
     value += 0.0  # -0.0 is a 0.0 then
-    plain = not value or 1e-3 <= abs(value) < 1e5
-    return (f"{value:,.4g}" if plain else f"{value:.3g}").replace("-", MINUS)
+    size = abs(value)
+    form = ",.0f" if 1e3 <= size < 1e6 else ".4g" if not size or 1e-3 <= size < 1e3 else ".3g"
+    return f"{value:{form}}".replace("-", MINUS)
 
 
 def axis(

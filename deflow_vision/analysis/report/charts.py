@@ -89,7 +89,8 @@ class Drawing:
         note: below it.
         x_ticks: place and label.
         y_ticks: place and label.
-        paths: of each line its name, style, polyline, band (empty where it has none) and dots.
+        paths: what a template draws: of each line its name, style, polyline, band (empty where it
+            has none) and dots; of each interval its name, style, text and places.
         level: place and name of the line across.
         turn: place and name of the upright line.
         data: name of each line with a (x, y, step, value) for each point.
@@ -98,8 +99,8 @@ class Drawing:
     title: str
     unit: str
     note: str
-    x_ticks: Places | list[tuple[float, str]]
-    y_ticks: Places | list[tuple[float, str]]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
     paths: list[dict[str, Any]] = field(default_factory=list)
     level: tuple[float, str] | None = None
     turn: tuple[float, str] | None = None
@@ -142,8 +143,7 @@ def draw(chart: Chart) -> Drawing | None:
             lower = [(to_x(x), to_y(y)) for x, y in zip(line.x, line.low, strict=True)]
             band = [*upper, *reversed(lower)]
         dots = places if line.dots or len(places) < 3 else []
-        color = index if line.color is None else line.color
-        style = f"c{color % COLORS}{' dashed' if color >= COLORS else ''}"
+        style = _style(index if line.color is None else line.color)
         path = {
             "name": line.name,
             "style": style,
@@ -166,12 +166,14 @@ class Interval:
         value: the estimate.
         low: lower end of its interval, or None.
         high: its upper end.
+        color: its number among the page's colours.
     """
 
     name: str
     value: float
     low: float | None
     high: float | None
+    color: int = 0
 
 
 def draw_intervals(
@@ -199,6 +201,7 @@ def draw_intervals(
         paths.append(
             {
                 "name": row.name,
+                "style": _style(row.color),
                 "text": f"{row.name}: {number(row.value)}{interval}",
                 "y": TOP + ROW * (index + 0.5),
                 "x": to_x(row.value),
@@ -241,6 +244,10 @@ def _thinned(line: Line) -> Line:
         low=np.array([low[group].min() for group in groups]),
         high=np.array([high[group].max() for group in groups]),
     )
+
+
+def _style(color: int) -> str:
+    return f"c{color % COLORS}{' dashed' if color >= COLORS else ''}"
 
 
 def _points(places: Places) -> str:

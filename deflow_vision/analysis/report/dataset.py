@@ -10,9 +10,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from deflow_vision.analysis.report.page import without_secrets
-from deflow_vision.datasets.card import card
+from deflow_vision.datasets.card import card, digest_of
 from deflow_vision.datasets.store import StoreError, open_store
+
+CARD_STATES = 20_000_000
+"""Of the largest dataset whose card is in a page: it takes reading all rewards and masks."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,11 @@ def dataset_card(recorded: Mapping[str, Any] | None) -> list[CardPart]:
     reason = _why_not(path, recorded.get("digests"))
     if not reason:
         return [part for each in card(path).renderables if (part := _part(each)) is not None]
-    rows = [("path", without_secrets(path))]
+    rows = [("path", path)]
     rows += [(f"version of {k}", str(v)) for k, v in (recorded.get("versions") or {}).items()]
     rows += [("render profile", str(recorded.get("render_profile") or "none: states"))]
-    rows += [(f"digest of {key}", str(v)) for key, v in (recorded.get("digests") or {}).items()]
+    if digests := recorded.get("digests"):
+        rows += [("checksum", digest_of(digests))]
     return [CardPart(f"{reason} The run wrote down:"), CardPart(rows=rows, right=[False, False])]
 
 
@@ -59,8 +62,11 @@ def _why_not(path: str, digests: object) -> str:
         store = open_store(Path(path))
     except StoreError:
         return "The dataset is no longer where the run had it."
-    same = store.attributes["digests"] == digests
-    return "" if same else "What is now in the dataset's place is another one."
+    if store.attributes["digests"] != digests:
+        return "What is now in the dataset's place is another one."
+    if store.train.num_states > CARD_STATES:
+        return f"`python scripts/data.py info {path}` shows the card of so large a dataset."
+    return ""
 
 
 def _part(each: object) -> CardPart | None:
