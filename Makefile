@@ -17,6 +17,8 @@ DRAWS := $(BIN)/python -c 'from deflow_vision.envs.rendering import probe; probe
 
 # What the tests open reports with, by Debian's name: 440 MB on disk with all that it needs.
 BROWSER := chromium-headless-shell
+# A server that says nothing for 30 seconds is given up.
+PATIENT_APT := apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -47,8 +49,8 @@ browser: ## bring the browser that tests open reports in, where it can be had; t
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 	  echo "No Chromium: tests that open reports are skipped; apt-get install $(BROWSER) brings it"; exit 0; \
 	fi; \
-	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-	  apt-get install -qq -y --no-install-recommends $(BROWSER); } >/dev/null || \
+	{ $(PATIENT_APT) update && DEBIAN_FRONTEND=noninteractive \
+	  $(PATIENT_APT) install -y --no-install-recommends $(BROWSER); } >/dev/null || \
 	echo "$(BROWSER) cannot be installed: tests that open reports in it are skipped"
 
 doctor: .venv ## say what this machine can do for a run, and what to mend

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -36,6 +37,9 @@ class Browser:
 
     Args:
         program: the path of Chromium.
+
+    Raises:
+        RuntimeError: from any of its calls, where Chromium does not start, ends, or falls silent.
     """
 
     def __init__(self, program: str) -> None:
@@ -54,7 +58,7 @@ class Browser:
         )
         os.close(theirs_in)
         os.close(theirs_out)
-        self._to, self._from = os.fdopen(to_browser, "wb"), os.fdopen(from_browser, "rb")
+        self._to, self._from = to_browser, from_browser
         self._unread = b""
         self._count = 0
         self._events: list[dict[str, Any]] = []
@@ -68,12 +72,12 @@ class Browser:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._to.close()  # Chromium ends with its pipe
-        self._from.close()
+        os.close(self._to)  # Chromium ends with its pipe
+        os.close(self._from)
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)  # its children too
             self._process.wait()
         self._profile.cleanup()
 
@@ -86,8 +90,10 @@ class Browser:
         self._count += 1
         order = {"id": self._count, "method": method, "params": params}
         order |= {} if session is None else {"sessionId": session}
-        self._to.write(json.dumps(order).encode() + b"\0")
-        self._to.flush()
+        try:
+            os.write(self._to, json.dumps(order).encode() + b"\0")
+        except BrokenPipeError:
+            raise RuntimeError("Chromium has ended") from None
         while (message := self._read()).get("id") != self._count:
             self._events.append(message)
         if "error" in message:
@@ -108,7 +114,7 @@ class Browser:
         while b"\0" not in self._unread:
             if not select.select([self._from], [], [], PATIENCE)[0]:
                 raise RuntimeError(f"Chromium has said nothing for {PATIENCE} seconds")
-            part = os.read(self._from.fileno(), 1 << 20)
+            part = os.read(self._from, 1 << 20)
             if not part:
                 raise RuntimeError("Chromium has ended")
             self._unread += part
