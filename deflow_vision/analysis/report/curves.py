@@ -156,7 +156,9 @@ class _Drawer:
             yield self._chart("Time of an update", lines, "ms", bounds=(0,), note=note)
         shares = [("time/data_wait", "waiting for data"), ("time/collect", "collecting")]
         if lines := self._lines(*shares, scale=100):
-            yield self._chart("Share of the time", lines, "%", bounds=(0,))
+            # A chart of one line has no legend.
+            what = f" {lines[0].name}" if len(lines) == 1 else ""
+            yield self._chart(f"Share of the time{what}", lines, "%", bounds=(0,))
 
     def others(self) -> Iterator[Chart]:
         for key in self._names():
