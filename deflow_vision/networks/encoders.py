@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from deflow_vision.losses import global_mean
 from deflow_vision.networks.ema import ema_copy, ema_update
 from deflow_vision.networks.impala import Impala
 from deflow_vision.types import Spec, UserError
@@ -33,9 +32,6 @@ class EncoderConfig:
     gradients_from: tuple[str, ...] | None = None
     """The heads whose losses train a shared encoder; the others get its features detached. By
     default those that learn a value or the data's actions, not those that only climb Q."""
-    balance: bool = True
-    """Whether each of these heads has the same share in the shared encoder's gradient, whatever the
-    size of its loss; otherwise their gradients are summed as they come."""
     weights: Path | None = None
     """A local safetensors file of pretrained weights, for timm models."""
     freeze: bool = False
@@ -104,37 +100,12 @@ def make_encoder(spec: Spec, config: EncoderConfig) -> nn.Module:
     return ENCODERS[name](spec.observation_shape).requires_grad_(not config.freeze)
 
 
-class _EqualShare(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor) -> Tensor:
-        return features.view_as(features)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        wide = gradient.float()
-        size = global_mean(wide.square().sum(1)).sqrt() * len(wide)
-        return (wide / size.clamp_min(1e-12)).to(gradient.dtype)
-
-
-def equal_share(features: Tensor) -> Tensor:
-    """Features (B, D) unchanged, and their gradient scaled to one size.
-
-    Backward, the rows of the gradient get a root mean square norm of 1 / B over the global batch:
-    that of a mean over B rows whose losses have slope 1 in the features. Directions, and the rows'
-    shares among each other, stay. No gradient stays none.
-    """
-    return _EqualShare.apply(features)  # type: ignore[no-any-return]
-
-
 class ObservationEncoder(nn.Module):
     """Features for every head of an agent, and who trains what.
 
     Shared: an observation is encoded once; the heads in `gradients_from` get the features with
-    their graph, the others get them detached. A temporal-difference loss has gradients a hundred
-    times those of flow matching, so that without more it alone would shape the features: by default
-    what comes back from each head is scaled to one size (`equal_share`). Separate: one encoder a
-    head, each trained by its own head alone. Target networks read EMA copies of their heads'
-    encoders either way.
+    their graph, the others get them detached. Separate: one encoder a head, each trained by its own
+    head alone. Target networks read EMA copies of their heads' encoders either way.
 
     Args:
         spec: what observations look like.
@@ -167,7 +138,6 @@ class ObservationEncoder(nn.Module):
         self.gradients_from = tuple(
             gradients_from if config.gradients_from is None else config.gradients_from
         )
-        self.balanced = config.balance and len(self.gradients_from) > 1
         self.encoders = nn.ModuleDict(
             {name: make_encoder(spec, config) for name in (["shared"] if self.shared else heads)}
         )
@@ -189,15 +159,12 @@ class ObservationEncoder(nn.Module):
         found = {
             name: self.encoders[name](observations) for name in dict.fromkeys(map(self._key, heads))
         }
-        return {head: self._for_head(head, found[self._key(head)]) for head in heads}
-
-    def _for_head(self, head: str, features: Tensor) -> Tensor:
-        """Features with the graph that the head's losses may go back through."""
-        if self._key(head) != "shared":
-            return features
-        if head not in self.gradients_from:
-            return features.detach()
-        return equal_share(features) if self.balanced and features.requires_grad else features
+        return {
+            head: found[self._key(head)]
+            if self._key(head) != "shared" or head in self.gradients_from
+            else found["shared"].detach()
+            for head in heads
+        }
 
     @torch.no_grad()
     def encode_target(self, observations: Tensor, head: str = "critic") -> Tensor:

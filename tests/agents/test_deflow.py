@@ -60,25 +60,13 @@ def test_three_equal_encoders_give_the_losses_of_a_shared_one():
     "heads", [("critic",), ("critic", "flow"), ("critic", "flow", "refinement")]
 )
 def test_a_shared_encoders_gradient_is_the_sum_over_its_heads(heads):
-    shared, separate = equal_pair(gradients_from=heads, balance=False)
+    shared, separate = equal_pair(gradients_from=heads)
     batch, noises = make_batch("pixels"), make_noises(shared)
     for agent in (shared, separate):
         sum(agent(batch, noises)[0].values()).backward()
     for name, parameter in shared.encoder.encoders["shared"].named_parameters():
         total = sum(separate.encoder.encoders[h].get_parameter(name).grad for h in heads)
         torch.testing.assert_close(parameter.grad, total, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("balance", [True, False])
-def test_a_greater_loss_has_no_greater_share_in_a_balanced_encoder(balance):
-    gradients = []
-    for weight in (1.0, 1000.0):
-        agent = make_agent("pixels", encoder={"balance": balance})
-        losses, _ = agent(make_batch("pixels"), make_noises(agent))
-        (weight * losses["critic/loss"] + losses["flow/loss"]).backward()
-        gradients.append([p.grad for p in agent.encoder.encoders["shared"].parameters()])
-    equal = [torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(*gradients, strict=True)]
-    assert all(equal) if balance else not any(equal)
 
 
 def test_without_refinement_the_policy_is_the_base_flow(kind):

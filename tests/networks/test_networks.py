@@ -6,7 +6,7 @@ import torch
 
 from deflow_vision.networks.critics import Critic, Value
 from deflow_vision.networks.ema import ema_copy, ema_update
-from deflow_vision.networks.encoders import EncoderConfig, equal_share, make_encoder
+from deflow_vision.networks.encoders import EncoderConfig, make_encoder
 from deflow_vision.networks.impala import Impala, same_max_pool
 from deflow_vision.networks.mlp import MLP, EnsembleMLP, linear_gelu
 from deflow_vision.types import Spec
@@ -104,26 +104,6 @@ def test_the_identity_returns_the_state():
 def test_an_encoder_that_does_not_fit_is_refused(spec, config, words):
     with pytest.raises(ValueError, match=words):
         make_encoder(spec, config)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("scale", [1e-3, 1e3])
-def test_an_equal_share_keeps_features_and_scales_their_gradient(dtype, scale):
-    features = torch.randn(7, 5, dtype=dtype, requires_grad=True)
-    weights = torch.randn(7, 5, dtype=dtype)
-    passed = equal_share(features)
-    (gradient,) = torch.autograd.grad((scale * weights * passed).sum(), features)
-    assert torch.equal(passed, features)
-    assert gradient.dtype == dtype
-    wide = gradient.float()
-    assert wide.square().sum(1).mean().sqrt().item() == pytest.approx(1 / 7, rel=1e-2)
-    assert torch.cosine_similarity(wide.flatten(), weights.float().flatten(), dim=0) > 0.9999
-
-
-def test_an_equal_share_of_no_gradient_is_none():
-    features = torch.randn(7, 5, requires_grad=True)
-    (gradient,) = torch.autograd.grad((0 * equal_share(features)).sum(), features)
-    assert torch.equal(gradient, torch.zeros(7, 5))
 
 
 def test_a_slow_copy_starts_equal_and_moves_by_tau():
