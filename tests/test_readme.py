@@ -129,7 +129,7 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     },
     **{
         f"scripts/{script}.py": functools.partial(check_main, script)
-        for script in ("time_action", "time_data", "time_render", "time_update")
+        for script in ("compare", "time_action", "time_data", "time_render", "time_update")
     },
     "scripts/time_reference.py": check_time_reference,
     "pytest": check_pytest,
