@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from deflow_vision.agents.base import Agent, detached
+from deflow_vision.training.devices import keep_freed_memory
 from deflow_vision.types import Batch, UserError
 
 WARM_UP = 3
@@ -176,6 +177,8 @@ def make_update(
         accelerator: device, precision and processes.
         cuda_graphs: whether graphs are recorded where that is possible: on one CUDA device.
     """
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     alone = accelerator.num_processes == 1 and accelerator.device.type == "cuda"
     kind = GraphedUpdate if cuda_graphs and alone else Update
     return kind(agent, wrapped, optimizer, accelerator)
