@@ -11,6 +11,7 @@ def main() -> None:
 
     config = load(sys.argv[1:])
     from deflow_vision.analysis.plots import learning_curves
+    from deflow_vision.analysis.report.run import write_run_report
     from deflow_vision.analysis.summary import summarise
     from deflow_vision.training.loop import train
     from deflow_vision.training.stopping import Stopped
@@ -22,6 +23,7 @@ def main() -> None:
         run_dir = train(config)
         if main_process:
             learning_curves(run_dir)
+            write_run_report(run_dir)
             published = config if config.env else compose(config.task, config.algo)
             print(summarise(run_dir, published.offline_steps))
     except UserError as error:

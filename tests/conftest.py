@@ -7,6 +7,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+from tests.browser import PROGRAMS, Browser, find_chromium
 from tests.servers import S3, Web
 
 torch.set_num_threads(1)  # tensors here are tiny: more threads only wait for each other
@@ -44,3 +45,17 @@ def web(tmp_path: Path) -> Iterator[Web]:
     server = Web(tmp_path)
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A Chromium without a network; tests that ask for it are skipped where none starts."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip(f"no Chromium here (none of {', '.join(PROGRAMS)}): `make browser` brings it")
+    with Browser(program) as opened:
+        try:
+            opened.call("Browser.getVersion")
+        except RuntimeError as error:  # such as a placeholder for a package of another kind
+            pytest.skip(f"{program} does not start: {error}")
+        yield opened

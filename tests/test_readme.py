@@ -69,7 +69,7 @@ def check_data(arguments: list[str], tmp_path: Path) -> None:
 def check_benchmark(arguments: list[str], tmp_path: Path) -> None:
     script, called = importlib.import_module("scripts.benchmark"), []
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("list_tables", "print_commands", "run", "table"):
+        for name in ("list_tables", "print_commands", "run", "table", "report"):
             function = functools.wraps(getattr(script, name))
             patch.setattr(script, name, function(lambda *words, **flags: called.append(words)))
         patch.setattr("sys.argv", ["benchmark.py", *arguments])
@@ -125,7 +125,7 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     "scripts/benchmark.py": check_benchmark,
     **{
         f"scripts/{script}.py": functools.partial(check_arguments, script)
-        for script in ("doctor", "evaluate", "export")
+        for script in ("doctor", "evaluate", "export", "report")
     },
     **{
         f"scripts/{script}.py": functools.partial(check_main, script)

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from deflow_vision.analysis.episodes import success_by_step
 from deflow_vision.analysis.plots import (
     REFERENCE,
     STYLE,
     log_scale,
     save_figure,
-    wilson,
 )
 from deflow_vision.analysis.tables import read_table
 from deflow_vision.config.layers import read_yaml
@@ -84,15 +83,10 @@ def _success(axis: Axes, runs: dict[str, Path]) -> None:
     for color, (name, run_dir) in zip(COLORS, runs.items(), strict=False):
         episodes = run_dir / "episodes.csv"
         table = read_table(episodes, ("step",)) if episodes.exists() else pd.DataFrame()
-        if "success" not in table:
-            axis.plot([], [], color=color, label=name)
-            continue
-        groups = table.groupby("step")["success"]
-        wins, counts = groups.sum().to_numpy(), groups.count().to_numpy()
-        steps = np.array(list(groups.groups))
-        low, high = wilson(wins, counts)
-        axis.fill_between(steps, 100 * low, 100 * high, color=color, alpha=0.12, linewidth=0)
-        axis.plot(steps, 100 * wins / counts, color=color, marker="o", markersize=3, label=name)
+        found = success_by_step(table)
+        low, high = found["low"], found["high"]
+        axis.fill_between(found.index, low, high, color=color, alpha=0.12, linewidth=0)
+        axis.plot(found.index, found["rate"], color=color, marker="o", markersize=3, label=name)
     axis.set_title("Success in evaluations, 95 % interval")
     axis.set_ylabel("episodes won [%]")
     axis.set_ylim(-3, 103)

@@ -20,6 +20,7 @@ from matplotlib.ticker import (
     NullFormatter,
 )
 
+from deflow_vision.analysis.episodes import return_by_step, success_by_step
 from deflow_vision.analysis.tables import read_table
 from deflow_vision.config.layers import read_yaml
 from deflow_vision.types import UserError
@@ -119,17 +120,17 @@ def _panels(train: pd.DataFrame, episodes: pd.DataFrame, config: Mapping[str, An
 
 
 def _success(axis: Axes, episodes: pd.DataFrame) -> None:
-    groups = episodes.dropna(subset=["success"]).groupby("step")["success"]
-    wins, counts = groups.sum().to_numpy(), groups.count().to_numpy()
-    steps = np.array(list(groups.groups))
-    low, high = wilson(wins, counts)
-    axis.fill_between(steps, 100 * low, 100 * high, color=TRAIN, alpha=0.15, linewidth=0)
-    axis.plot(steps, 100 * wins / counts, color=TRAIN, marker="o", markersize=3)
-    marked = range(len(steps)) if len(steps) <= 6 else [int(np.argmax(wins / counts)), -1]
+    found = success_by_step(episodes)
+    rates, count = found["rate"], len(found)
+    axis.fill_between(
+        found.index, found["low"], found["high"], color=TRAIN, alpha=0.15, linewidth=0
+    )
+    axis.plot(found.index, rates, color=TRAIN, marker="o", markersize=3)
+    marked = range(count) if count <= 6 else [int(np.argmax(rates)), -1]
     for i in marked:
         axis.annotate(
-            f"{wins[i]:.0f}/{counts[i]}",
-            (float(steps[i]), float(100 * wins[i] / counts[i])),
+            f"{found['wins'].iloc[i]:.0f}/{found['episodes'].iloc[i]}",
+            (float(found.index[i]), float(rates.iloc[i])),
             xytext=(0, 4),
             textcoords="offset points",
             ha="center",
@@ -143,21 +144,12 @@ def _success(axis: Axes, episodes: pd.DataFrame) -> None:
     axis.set_ylabel("episodes won [%]")
 
 
-def wilson(wins: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's 95 % interval of a rate."""
-    z = 1.96
-    rate, weight = wins / counts, z**2 / counts
-    middle = (rate + weight / 2) / (1 + weight)
-    half = z * np.sqrt(rate * (1 - rate) / counts + weight / (4 * counts)) / (1 + weight)
-    return middle - half, middle + half
-
-
 def _return(axis: Axes, episodes: pd.DataFrame) -> None:
-    groups = episodes.groupby("step")["return"]
-    steps, mean = np.array(list(groups.groups)), groups.mean().to_numpy()
-    half = 1.96 * groups.sem().fillna(0).to_numpy()
-    axis.fill_between(steps, mean - half, mean + half, color=TRAIN, alpha=0.15, linewidth=0)
-    axis.plot(steps, mean, color=TRAIN, marker="o", markersize=3)
+    found = return_by_step(episodes)
+    axis.fill_between(
+        found.index, found["low"], found["high"], color=TRAIN, alpha=0.15, linewidth=0
+    )
+    axis.plot(found.index, found["mean"], color=TRAIN, marker="o", markersize=3)
     axis.set_title("Return, 95 % interval")
     axis.set_ylabel("mean sum of rewards")
 

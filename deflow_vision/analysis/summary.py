@@ -27,6 +27,8 @@ def summarise(run_dir: Path, published_steps: int) -> str:
         lines += [] if episodes.empty else _successes(episodes)
         if "success" in episodes and not episodes.empty:
             solved = episodes[episodes["step"] == episodes["step"].max()]["success"].mean()
+    if (run_dir / "report.html").is_file():
+        lines.append(f"Report: {run_dir / 'report.html'}")
     for name, what in (("plots", "Curves"), ("videos", "Videos"), ("checkpoints", "Checkpoints")):
         if any((run_dir / name).glob("*")):
             lines.append(f"{what}: {run_dir / name}")

@@ -25,6 +25,9 @@ _MAX_BYTES, _MAX_NODES = 1 << 20, 100_000  # far more than any configuration has
 NOT_STORED = {"resume"}
 """Fields that say how a run was started, not what it is."""
 
+SETTLED_BY_RUN = ("auto", "fast", None)
+"""Values in place of which a run records what they came to."""
+
 
 class ConfigError(UserError):
     """A configuration that cannot be used; the message names the file, the key and the way out."""

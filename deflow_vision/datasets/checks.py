@@ -28,8 +28,8 @@ from deflow_vision.datasets.schema import (
     num_blocks,
     read_block,
     read_file,
-    seal,
 )
+from deflow_vision.files import seal
 
 _FACTS = ("source", "env_id", "seeds", "versions", "render_profile", "counts", "digests")
 _KINDS = {

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from deflow_vision.agents.base import Agent, detached
+from deflow_vision.training.devices import keep_freed_memory
 from deflow_vision.training.watch import Seen, Watch
 from deflow_vision.types import Batch, UserError
 
@@ -208,6 +209,8 @@ def make_update(
         watch: looks at what is to be finite.
         cuda_graphs: whether graphs are recorded where that is possible: on one CUDA device.
     """
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     alone = accelerator.num_processes == 1 and accelerator.device.type == "cuda"
     kind = GraphedUpdate if cuda_graphs and alone else Update
     return kind(agent, wrapped, optimizer, accelerator, watch)
