@@ -34,10 +34,8 @@ ACTION_BOUND = 1 + 1e-6  # float32's rounding of an action that was scaled to [-
 MAX_CHUNK_BYTES = 1 << 30  # that a reader takes
 _MAX_FILE_BYTES = MAX_CHUNK_BYTES + (MAX_CHUNK_BYTES >> 7)  # what zstd makes of noise, at most
 _MAX_DESCRIPTION_BYTES = 1 << 26  # of a zarr.json
-UNREADABLE = (
-    *(ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError),
-    ArithmeticError,  # numbers without an end
-)
+UNREADABLE: tuple[type[Exception], ...] = (ValueError, LookupError, TypeError, AttributeError)
+UNREADABLE += (OSError, RecursionError, ArithmeticError)
 """What zarr raises on descriptions that are none."""
 _THREADS = 4  # that fetch and decode blocks at once; both leave Python's lock to others
 

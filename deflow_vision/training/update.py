@@ -77,20 +77,19 @@ class Update:
         self._optimizer.zero_grad(set_to_none=True)
         stacked = torch.stack(list(losses.values()))
         self._accelerator.backward(stacked.sum())
-        greatest = self._greatest_gradients()
-        names = [*losses, *(f"the gradient of {network}" for network in greatest)]
-        values = torch.stack([*stacked.detach(), *greatest.values()])
+        norms = self._gradient_norms()
+        names = [*losses, *(f"the gradient of {network}" for network in norms)]
+        values = torch.stack([*stacked.detach(), *norms.values()])
         return detached({**losses, **metrics}), names, values.isfinite()
 
-    def _greatest_gradients(self) -> dict[str, Tensor]:
-        """The greatest number in the gradient of each network, by its name in the agent."""
+    def _gradient_norms(self) -> dict[str, Tensor]:
+        """The norm of the gradient of each network, by its name in the agent."""
         networks: dict[str, list[Tensor]] = {}
         for name, parameter in self._agent.named_parameters():
             if parameter.grad is not None:
                 networks.setdefault(name.partition(".")[0], []).append(parameter.grad)
         return {
-            name: torch.nn.utils.get_total_norm(gradients, float("inf"))
-            for name, gradients in networks.items()
+            name: torch.nn.utils.get_total_norm(gradients) for name, gradients in networks.items()
         }
 
     def forget(self) -> None:
