@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help .venv system doctor docs demo demo-state test lint bench bench-data bench-render clean
+.PHONY: help .venv system browser doctor docs demo demo-state test soak lint bench bench-data bench-render clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,6 +14,11 @@ LAUNCH := $(BIN)/accelerate launch --quiet --config_file configs/accelerate/cpu.
 # What MuJoCo draws with where there is no screen and no GPU, by the names of Debian and Ubuntu.
 GL_PACKAGES := libegl1 libgl1 libosmesa6
 DRAWS := $(BIN)/python -c 'from deflow_vision.envs.rendering import probe; probe()'
+
+# What the tests open reports with, by Debian's name: 440 MB on disk with all that it needs.
+BROWSER := chromium-headless-shell
+# A server that says nothing for 30 seconds is given up.
+PATIENT_APT := apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +44,15 @@ system: .venv ## bring the GL libraries that MuJoCo draws with, where they are m
 	  apt-get install -qq -y --no-install-recommends $(GL_PACKAGES) >/dev/null; \
 	$(DRAWS) 2> >(tail -n 3 >&2)
 
+browser: ## bring the browser that tests open reports in, where it can be had; they do without
+	@if command -v $(BROWSER) chromium chromium-browser google-chrome >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "No Chromium: tests that open reports are skipped; apt-get install $(BROWSER) brings it"; exit 0; \
+	fi; \
+	{ $(PATIENT_APT) update && DEBIAN_FRONTEND=noninteractive \
+	  $(PATIENT_APT) install -y --no-install-recommends $(BROWSER); } >/dev/null || \
+	echo "$(BROWSER) cannot be installed: tests that open reports in it are skipped"
+
 doctor: .venv ## say what this machine can do for a run, and what to mend
 	@$(BIN)/python scripts/doctor.py
 
@@ -51,8 +65,11 @@ demo-state: $(DATA)/cube-single-play-v0.zarr ## state: collect, train and watch 
 $(DATA)/cube-single-play-v0.zarr: | .venv system
 	$(BIN)/python scripts/data.py collect cube-single-play --episodes 200
 
-test: system ## run the test suite
+test: system browser ## run the test suite
 	$(BIN)/pytest
+
+soak: system ## damage files by the thousand and kill work by the dozen (docs/reliability.md)
+	$(BIN)/python -m tests.faults
 
 lint: .venv ## ruff, its formatter, and mypy in strict mode
 	$(BIN)/ruff check

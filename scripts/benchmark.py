@@ -1,6 +1,6 @@
 """Tables of runs: `python scripts/benchmark.py COMMAND [TABLE] [--help]`.
 
-COMMAND is list, print, run or table; a TABLE is a file of configs/benchmarks/.
+COMMAND is list, print, run, table or report; a TABLE is a file of configs/benchmarks/.
 """
 
 import logging
@@ -105,10 +105,29 @@ def table(
     sys.stdout.write(RENDERERS[format](collect(load_table(table), out)))
 
 
+def report(table: Name, out: Path = OUT) -> None:
+    """Write report.html into a table's folder: figures to sort, aggregates, curves, every run.
+
+    Args:
+        table: its name, or the path of a YAML file like those in configs/benchmarks/.
+        out: the folder of all tables' runs.
+    """
+    from deflow_vision.benchmark.report import write_table_report
+    from deflow_vision.benchmark.table_file import load_table
+
+    print(write_table_report(load_table(table), out))
+
+
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("deflow_vision").setLevel(logging.INFO)
-    commands = {"list": list_tables, "print": print_commands, "run": run, "table": table}
+    commands = {
+        "list": list_tables,
+        "print": print_commands,
+        "run": run,
+        "table": table,
+        "report": report,
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
     except (UserError, OSError) as error:

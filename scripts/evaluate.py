@@ -37,6 +37,7 @@ def main() -> None:
     import tyro
 
     args = tyro.cli(Arguments, description=__doc__)
+    from deflow_vision.analysis.report.run import write_run_report
     from deflow_vision.config import parse_assignments
     from deflow_vision.training.restore import evaluate_run
     from deflow_vision.types import UserError
@@ -58,12 +59,14 @@ def main() -> None:
             render_profile=args.render_profile,
             acting=parse_assignments(args.acting),
         )
+        report = write_run_report(args.run)
     except (UserError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
     for name, value in metrics.items():
         print(f"{name:14} {value:.4g}")
     print(f"evaluation.json, episodes and videos: {out_dir}")
+    print(f"report: {report}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import statistics
 import time
 from itertools import product
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from deflow_vision.config import compose
 from deflow_vision.tasks import resolve_task
 from deflow_vision.training.loop import make_optimizer
 from deflow_vision.training.update import make_update
+from deflow_vision.training.watch import Watch
 from deflow_vision.types import Batch, Spec
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,7 +62,8 @@ def main(
         noises = type(noises)(*(noise.to(DEVICE) for noise in noises))
 
         wrapped = accelerator.prepare(agent)
-        update = make_update(agent, wrapped, optimizer, accelerator, cuda_graphs=cuda_graphs)
+        watch = Watch(agent, optimizer, Path("runs/time_update"))
+        update = make_update(agent, wrapped, optimizer, accelerator, watch, cuda_graphs=cuda_graphs)
         seconds = []
         for step in range(updates + 6):
             start = time.perf_counter()

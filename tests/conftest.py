@@ -7,6 +7,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+from tests.browser import PROGRAMS, Browser, find_chromium
 from tests.servers import S3, Web
 
 SAMPLE_STORE = Path(__file__).parents[1] / "data/samples/visual-cube-double-play-v0.zarr"
@@ -61,3 +62,17 @@ def pixel_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags += ["--eval.episodes", "0", "--eval.val-batches", "1", "--num-threads", "1"]
     train(load([*flags, "--run-dir", str(run)]))
     return run
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A Chromium without a network; tests that ask for it are skipped where none starts."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip(f"no Chromium here (none of {', '.join(PROGRAMS)}): `make browser` brings it")
+    with Browser(program) as opened:
+        try:
+            opened.call("Browser.getVersion")
+        except RuntimeError as error:  # such as a placeholder for a package of another kind
+            pytest.skip(f"{program} does not start: {error}")
+        yield opened

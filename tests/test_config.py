@@ -2,6 +2,7 @@ import dataclasses
 import re
 import shlex
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,12 @@ PUBLISHED = {
 }
 LONGER = {"idql", "srpo"}
 """Algorithms whose published protocol has more updates than the others'."""
+BOMB = "".join(
+    [f"a: &a {list(range(9))}\n"]
+    + [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghijklmn")]
+)
+"""Some hundred bytes that stand for 10^13 values."""
+
 OFFLINE = [task.name for task in offline_tasks()]
 OFFLINE_TO_ONLINE = [task.name for task in offline_to_online_tasks()]
 
@@ -376,6 +383,13 @@ def test_a_command_line_that_cannot_be_used_names_the_way_out(argv, words, capsy
         ("- 1", "holds a list, must be a mapping"),
         ("a: [", "not valid YAML"),
         ("run_dir: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        (f"seed: {'[' * 9_999}{']' * 9_999}", "nested too deeply"),
+        (f"seed: {'9' * 5_000}", "not valid YAML"),
+        ("seed: 2001-99-99", "not valid YAML"),
+        ("seed: !!timestamp x", "not valid YAML"),
+        ("agent: &a {lr: *a}", "values, aliases written out"),
+        (BOMB, "values, aliases written out"),
+        ("# " + "x" * (1 << 20), "more than 1,048,576 bytes"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_its_key(text, words, layer, capsys):

@@ -49,7 +49,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignored = shutil.ignore_patterns("__pycache__")
     for folder in ("deflow_vision", "configs", "scripts", "tests/agents"):
         shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
-    for file in ("pyproject.toml", "tests/__init__.py", "tests/conftest.py", "tests/servers.py"):
+    tests = [f"tests/{name}.py" for name in ("__init__", "conftest", "browser", "servers")]
+    for file in ("pyproject.toml", *tests):
         shutil.copy(ROOT / file, root / file)
     follow("adding-an-algorithm.md", root)
     follow("adding-an-encoder.md", root)

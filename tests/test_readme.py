@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MANUALS = "".join(page.read_text() for page in PAGES)
 INLINE = re.compile(r"`((?:python scripts/\w+\.py |accelerate launch |pytest |make )[^`\n]+)`")
-FOREIGN = {"source", "echo", "hf", "nvidia-cuda-mps-control"}
+FOREIGN = {"source", "echo", "hf", "pipx", "nvidia-cuda-mps-control"}
 """Programs of others, whose arguments are not looked at."""
 
 
@@ -69,7 +69,7 @@ def check_data(arguments: list[str], tmp_path: Path) -> None:
 def check_benchmark(arguments: list[str], tmp_path: Path) -> None:
     script, called = importlib.import_module("scripts.benchmark"), []
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("list_tables", "print_commands", "run", "table"):
+        for name in ("list_tables", "print_commands", "run", "table", "report"):
             function = functools.wraps(getattr(script, name))
             patch.setattr(script, name, function(lambda *words, **flags: called.append(words)))
         patch.setattr("sys.argv", ["benchmark.py", *arguments])
@@ -125,7 +125,7 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     "scripts/benchmark.py": check_benchmark,
     **{
         f"scripts/{script}.py": functools.partial(check_arguments, script)
-        for script in ("doctor", "embeddings", "evaluate", "export")
+        for script in ("doctor", "embeddings", "evaluate", "export", "report")
     },
     **{
         f"scripts/{script}.py": functools.partial(check_main, script)

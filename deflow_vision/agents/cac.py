@@ -17,9 +17,9 @@ Deviations from the reference:
     - Rewards are rescaled and shifted in the critic's target, not in the data; pen's standardised
       rewards are not here.
     - q_norm divides by the standard deviation of the whole global batch, without Bessel's factor.
-    - From pixels, which the reference does not have, the encoder is shared, trained by the critic
-      and by both terms of the policy's loss; its slow copies move by `tau` at every update, those
-      of the slow policy too.
+    - From pixels, which the reference does not have, the encoder is shared, trained by both terms
+      of the policy's loss; its slow copies move by `tau` at every update, those of the slow policy
+      too.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class CAC(Agent):
         super().__init__(spec, config, encoder_config)
         heads = ("critic", "actor")
         self.encoder = ObservationEncoder(
-            spec, encoder_config, heads=heads, gradients_from=heads, targets=heads
+            spec, encoder_config, heads=heads, gradients_from=("actor",), targets=heads
         )
         dims = (self.encoder.feature_dim, spec.action_dim, config.hidden_dims)
         self.critic = Critic(

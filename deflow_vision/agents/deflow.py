@@ -10,9 +10,10 @@ The critic's gradient reaches f only; it never passes through the flow's ODE sol
 
 Deviations from the reference:
     - With `use_lagrange` off, the penalty is alpha * D; the reference applies alpha twice.
-    - A shared image encoder is the default; `encoder.sharing=separate` is the reference's form.
-    - `fix_bc_flow_online` keeps the base flow and a copy of its encoder to the bit; the reference
-      multiplies its loss by 0, and Adam's moments go on moving it for a while.
+    - A shared image encoder, trained by the flow, is the default; `encoder.sharing=separate` is the
+      reference's form.
+    - `fix_bc_flow_online` keeps the base flow and the encoder that it reads to the bit; the
+      reference multiplies its loss by 0, and Adam's moments go on moving it for a while.
     - `inference=max_q` takes the proposal of the greatest Q; the reference, against its own
       docstring, takes that of the least.
 """
@@ -129,7 +130,7 @@ class DeFlow(Agent):
             spec,
             encoder_config,
             heads=(*self.value_heads, "flow", "refinement"),
-            gradients_from=(*self.value_heads, "flow"),
+            gradients_from=("flow",),
             targets=self.value_heads[:1],
         )
         dims = (self.encoder.feature_dim, spec.action_dim, config.hidden_dims)
@@ -162,7 +163,7 @@ class DeFlow(Agent):
         """Keep the base actions: neither the flow nor the encoder that it reads learns on."""
         self.flow_learns = False
         self.bc_flow.requires_grad_(False)
-        self.encoder.freeze_copy("flow")
+        self.encoder.freeze_for("flow")
 
     def load_bc_flow(self, weights: Mapping[str, Tensor]) -> None:
         """Begin from the flow in another agent's state, and from the encoder that it reads."""

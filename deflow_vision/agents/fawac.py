@@ -14,7 +14,8 @@ Deviations from the reference:
       are limited to 100, as that re-implementation has it; the paper says neither.
     - That re-implementation's ten critics, their pessimistic mean and its action chunks are not
       here: two critics, aggregated as FQL aggregates them for the task.
-    - A shared image encoder is the default; `encoder.sharing=separate` is an encoder a network.
+    - A shared image encoder, trained by the flow, is the default; `encoder.sharing=separate` is an
+      encoder a network.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class FAWAC(Agent):
     def __init__(self, spec: Spec, config: FAWACConfig, encoder_config: EncoderConfig) -> None:
         super().__init__(spec, config, encoder_config)
         heads = ("critic", "value", "flow")
-        self.encoder = ObservationEncoder(spec, encoder_config, heads=heads, gradients_from=heads)
+        self.encoder = ObservationEncoder(spec, encoder_config, heads, gradients_from=("flow",))
         dims = (self.encoder.feature_dim, spec.action_dim, config.hidden_dims)
         self.critic = Critic(*dims, num_critics=config.num_critics)
         self.target_critic = ema_copy(self.critic)

@@ -9,8 +9,8 @@ is differentiated through all M steps. Every update costs M evaluations of v the
 gradient may grow from step to step: that is the method, nothing is detached.
 
 Deviations from the reference:
-    - A shared image encoder is the default, trained by the critic and by both terms of the policy's
-      loss; `encoder.sharing=separate` is an encoder a network.
+    - A shared image encoder is the default, trained by both terms of the policy's loss;
+      `encoder.sharing=separate` is an encoder a network.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class FBRAC(Agent):
     def __init__(self, spec: Spec, config: FBRACConfig, encoder_config: EncoderConfig) -> None:
         super().__init__(spec, config, encoder_config)
         heads = ("critic", "flow")
-        self.encoder = ObservationEncoder(spec, encoder_config, heads=heads, gradients_from=heads)
+        self.encoder = ObservationEncoder(spec, encoder_config, heads, gradients_from=("flow",))
         dims = (self.encoder.feature_dim, spec.action_dim, config.hidden_dims)
         self.critic = Critic(*dims, num_critics=config.num_critics)
         self.target_critic = ema_copy(self.critic)

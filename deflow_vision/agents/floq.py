@@ -18,7 +18,8 @@ Deviations from the reference:
     - Pixels work: features are computed once an observation; the integral of the online field
       reads the online encoder and that of the slow field the slow one (the reference, whose code
       does not run on pixels, has the slow one for both).
-    - A shared image encoder is the default; `encoder.sharing=separate` is the reference's form.
+    - A shared image encoder, trained by the flow, is the default; `encoder.sharing=separate` is the
+      reference's form.
     - A return far outside the bins of the field's input is moved to 3 sigma from them; the
       reference divides 0 by 0 there.
     - There is no residual form of the field.
@@ -118,7 +119,7 @@ class Floq(Agent):
             spec,
             encoder_config,
             heads=("floq", "critic", "flow", "actor"),
-            gradients_from=("floq", "critic", "flow"),
+            gradients_from=("flow",),
             targets=("floq",),
         )
         dims = (self.encoder.feature_dim, spec.action_dim, config.hidden_dims)

@@ -9,7 +9,7 @@ pi(s, z) = clip(mu_1(s, z)), and learns from both,
 Neither term passes through the flow's solver; acting costs one evaluation.
 
 Deviations from the reference:
-    - A shared image encoder, trained by the critic and the flow, is the default;
+    - A shared image encoder, trained by the flow, is the default;
       `encoder.sharing=separate` is the reference's form.
 """
 
@@ -89,7 +89,7 @@ class FQL(Agent):
             spec,
             encoder_config,
             heads=("critic", "flow", "actor"),
-            gradients_from=("critic", "flow"),
+            gradients_from=("flow",),
         )
         dims = (self.encoder.feature_dim, spec.action_dim, config.hidden_dims)
         self.critic = Critic(*dims, num_critics=config.num_critics)

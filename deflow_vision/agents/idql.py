@@ -13,8 +13,8 @@ and acting draws N samples mu(s, z) by five denoising steps of its slow copy,
 Deviations from the reference:
     - All networks learn in one step of one optimizer, from the same parameters; the reference steps
       V before it bootstraps Q from it. Slow copies mix the parameters from before the step.
-    - From pixels, which the reference does not have, the encoder is shared and trained by all three
-      losses; what acts reads its slow copy, which moves at `tau`.
+    - From pixels, which the reference does not have, the encoder is shared and trained by the
+      diffusion model; what acts reads its slow copy, which moves at `tau`.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class IDQL(Agent):
             spec,
             encoder_config,
             heads=heads,
-            gradients_from=heads,
+            gradients_from=("diffusion",),
             targets=("critic", "diffusion"),
         )
         feature_dim, dims = self.encoder.feature_dim, config.hidden_dims

@@ -7,7 +7,7 @@ data's actions alone; the flow learns by flow matching alone; acting draws N sam
     pi(s) = argmax_k min_i Q_i(s, mu(s, z_k)),    z_k ~ N(0, I), k = 1..N.
 
 Deviations from the reference:
-    - A shared image encoder, trained by all three losses, is the default;
+    - A shared image encoder, trained by the flow, is the default;
       `encoder.sharing=separate` is the reference's form.
 """
 
@@ -79,7 +79,7 @@ class IFQL(Agent):
     def __init__(self, spec: Spec, config: IFQLConfig, encoder_config: EncoderConfig) -> None:
         super().__init__(spec, config, encoder_config)
         heads = ("critic", "value", "flow")
-        self.encoder = ObservationEncoder(spec, encoder_config, heads=heads, gradients_from=heads)
+        self.encoder = ObservationEncoder(spec, encoder_config, heads, gradients_from=("flow",))
         dims = (self.encoder.feature_dim, spec.action_dim, config.hidden_dims)
         self.critic = Critic(*dims, num_critics=config.num_critics)
         self.target_critic = ema_copy(self.critic)

@@ -10,7 +10,7 @@ No action but the data's is ever judged.
 
 Deviations from the reference:
     - The policy's extraction by DDPG with behavioural cloning, which no table has, is not here.
-    - A shared image encoder, trained by all three losses, is the default;
+    - A shared image encoder, trained by the actor, is the default;
       `encoder.sharing=separate` is the reference's form.
 """
 
@@ -69,7 +69,7 @@ class IQL(Agent):
     def __init__(self, spec: Spec, config: IQLConfig, encoder_config: EncoderConfig) -> None:
         super().__init__(spec, config, encoder_config)
         heads = ("critic", "value", "actor")
-        self.encoder = ObservationEncoder(spec, encoder_config, heads=heads, gradients_from=heads)
+        self.encoder = ObservationEncoder(spec, encoder_config, heads, gradients_from=("actor",))
         dims = (self.encoder.feature_dim, spec.action_dim, config.hidden_dims)
         self.critic = Critic(*dims, num_critics=config.num_critics)
         self.target_critic = ema_copy(self.critic)

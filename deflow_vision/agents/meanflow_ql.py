@@ -18,8 +18,8 @@ Deviations from the reference:
       two values on; the reference's mean, until there are 20, is of the empty places of its list.
     - Attention over one token is written as the linear map that it is: see `networks.dit`.
     - The slow critic mixes the parameters from before the step, as in the other methods.
-    - A shared image encoder is the default, trained by the critic and by all terms of the policy's
-      loss; `encoder.sharing=separate` is an encoder a network.
+    - A shared image encoder is the default, trained by all terms of the policy's loss;
+      `encoder.sharing=separate` is an encoder a network.
     - The consistency loss of the code, whose weight is 0, is left out.
 """
 
@@ -134,7 +134,7 @@ class MeanFlowQL(Agent):
         super().__init__(spec, config, encoder_config)
         load_forward_mode()
         heads = ("critic", "flow")
-        self.encoder = ObservationEncoder(spec, encoder_config, heads=heads, gradients_from=heads)
+        self.encoder = ObservationEncoder(spec, encoder_config, heads, gradients_from=("flow",))
         dims = (self.encoder.feature_dim, spec.action_dim)
         self.critic = Critic(*dims, config.hidden_dims, num_critics=config.num_critics)
         self.target_critic = ema_copy(self.critic)

@@ -22,8 +22,8 @@ Deviations from the reference:
     - Flow matching goes on online, where the reference drops it.
     - The gated form has new noise in each step; the reference's has the same noise in all of them.
     - Attention over one token is written as the linear map that it is: see `networks.sac_flow`.
-    - A shared image encoder is the default, trained by the critic and by all terms of the policy's
-      loss; `encoder.sharing=separate` is an encoder a network.
+    - A shared image encoder is the default, trained by all terms of the policy's loss;
+      `encoder.sharing=separate` is an encoder a network.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class SACFlow(Agent):
     def __init__(self, spec: Spec, config: SACFlowConfig, encoder_config: EncoderConfig) -> None:
         super().__init__(spec, config, encoder_config)
         heads = ("critic", "flow")
-        self.encoder = ObservationEncoder(spec, encoder_config, heads=heads, gradients_from=heads)
+        self.encoder = ObservationEncoder(spec, encoder_config, heads, gradients_from=("flow",))
         dims = (self.encoder.feature_dim, spec.action_dim)
         self.critic = Critic(*dims, config.hidden_dims, num_critics=config.num_critics)
         self.target_critic = ema_copy(self.critic)

@@ -17,8 +17,8 @@ Deviations from the reference:
     - The critic's target is a constant. The reference lets its gradient flow through the slow
       critic into the policy that made the next action.
     - x_t = (1 - t) x_0 + t a, without the reference's 1e-5 x_0 left at t = 1.
-    - A shared image encoder is the default, trained by the critic and by all terms of the policy's
-      loss; `encoder.sharing=separate` is an encoder a network. The reference was run from state.
+    - A shared image encoder is the default, trained by all terms of the policy's loss;
+      `encoder.sharing=separate` is an encoder a network. The reference was run from state.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class SORL(Agent):
         super().__init__(spec, config, encoder_config)
         heads = ("critic", "flow")
         self.encoder = ObservationEncoder(
-            spec, encoder_config, heads=heads, gradients_from=heads, targets=heads
+            spec, encoder_config, heads=heads, gradients_from=("flow",), targets=heads
         )
         self.finest = config.max_steps.bit_length() - 1
         dims = (self.encoder.feature_dim, spec.action_dim, config.hidden_dims)

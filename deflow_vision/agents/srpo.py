@@ -127,7 +127,7 @@ class SRPO(Agent):
             spec,
             encoder_config,
             heads=("critic", "value", "diffusion", "actor"),
-            gradients_from=("critic", "value", "diffusion"),
+            gradients_from=("diffusion",),
             targets=("critic", "diffusion"),
         )
         feature_dim, action_dim = self.encoder.feature_dim, spec.action_dim

@@ -19,10 +19,10 @@ from deflow_vision.analysis.plots import (
     log_scale,
     read_config,
     read_episodes,
-    read_table,
     save_figure,
     success_curve,
 )
+from deflow_vision.analysis.tables import read_table
 from deflow_vision.types import UserError
 
 USUAL = ("online/success", "train/actor/divergence", "train/alpha/value", "train/critic/q_mean")
@@ -54,7 +54,7 @@ def compare_runs(
     if len(names) > len(PALETTE) or len(set(names)) < len(names):
         raise UserError(f"runs {', '.join(names)}: give at most {len(PALETTE)}, no name twice")
     runs = dict(zip(names, run_dirs, strict=True))
-    tables = {name: read_table(run_dir / "train.csv") for name, run_dir in runs.items()}
+    tables = {name: read_table(run_dir / "train.csv", ("step",)) for name, run_dir in runs.items()}
     known = {str(column) for table in tables.values() for column in table}
     if missing := set(columns or ()) - known:
         choices = ", ".join(sorted(known - {"step"}))
@@ -80,11 +80,7 @@ def compare_runs(
 
 def _success(axis: Axes, runs: dict[str, Path]) -> None:
     for color, (name, run_dir) in zip(PALETTE, runs.items(), strict=False):
-        episodes = read_episodes(run_dir)
-        if "success" in episodes:
-            success_curve(axis, episodes, color, name)
-        else:
-            axis.plot([], [], color=color, label=name)
+        success_curve(axis, read_episodes(run_dir), color, name)
     axis.set_title("Success in evaluations, 95 % interval")
     axis.set_ylim(-3, 103)
 

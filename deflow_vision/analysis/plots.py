@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
@@ -22,6 +20,9 @@ from matplotlib.ticker import (
     NullFormatter,
 )
 
+from deflow_vision.analysis.episodes import return_by_step, success_by_step
+from deflow_vision.analysis.tables import read_table
+from deflow_vision.config.layers import read_yaml
 from deflow_vision.types import UserError
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -64,7 +65,7 @@ def learning_curves(run_dir: Path) -> list[Path]:
     Raises:
         UserError: the folder has no `train.csv`, or nothing in it to draw.
     """
-    train = read_table(run_dir / "train.csv")
+    train = read_table(run_dir / "train.csv", ("step",))
     if train.empty:
         raise UserError(f"{run_dir / 'train.csv'} has no rows yet: nothing to draw")
     episodes, config = read_episodes(run_dir), read_config(run_dir)
@@ -87,28 +88,16 @@ def learning_curves(run_dir: Path) -> list[Path]:
         return [save_figure(figure, run_dir / "plots" / "learning_curves.png")]
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV of a run, which may be writing to it at this moment.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    if not path.exists():
-        raise UserError(f"no {path}: give the folder of a run")
-    whole = path.read_text().rpartition("\n")[0]  # the last line may be half written
-    return pd.read_csv(StringIO(whole)) if whole else pd.DataFrame()
-
-
 def read_episodes(run_dir: Path) -> pd.DataFrame:
     """The evaluated episodes of a run; empty where there are none."""
     path = run_dir / "episodes.csv"
-    return read_table(path) if path.exists() else pd.DataFrame()
+    return read_table(path, ("step", "return")) if path.exists() else pd.DataFrame()
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
     """The plain values of a run's configuration; empty where there is none."""
     path = run_dir / "config.yaml"
-    return yaml.safe_load(path.read_text()) if path.exists() else {}
+    return read_yaml(path) if path.exists() else {}
 
 
 def label_steps(axis: Axes) -> None:
@@ -126,8 +115,10 @@ def _panels(train: pd.DataFrame, episodes: pd.DataFrame, config: Mapping[str, An
             panels.append(lambda axis: _success(axis, episodes))
         panels.append(lambda axis: _return(axis, episodes))
     if "train/actor/divergence" in train:
-        target = (config.get("agent") or {}).get("target_divergence")
-        panels.append(lambda axis: _divergence(axis, train, target))
+        agent = config.get("agent")
+        target = agent.get("target_divergence") if isinstance(agent, Mapping) else None
+        known = target if isinstance(target, float) else None
+        panels.append(lambda axis: _divergence(axis, train, known))
     if "train/alpha/value" in train:
         panels.append(
             lambda axis: _curve(axis, train, "alpha/value", r"Multiplier $\alpha$", log=True)
@@ -146,35 +137,35 @@ def _panels(train: pd.DataFrame, episodes: pd.DataFrame, config: Mapping[str, An
 
 def success_curve(
     axis: Axes, episodes: pd.DataFrame, color: str, label: str | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> pd.DataFrame:
     """Draw the success of evaluations in percent, with Wilson's 95% intervals.
 
     Args:
         axis: where.
-        episodes: with the columns `step` and `success`.
+        episodes: of a run; nothing but the label is drawn where they have no success.
         color: of the line and the intervals.
         label: of the line.
 
     Returns:
-        The steps of the evaluations, episodes won in each and episodes played.
+        What `success_by_step` makes of them.
     """
-    groups = episodes.dropna(subset=["success"]).groupby("step")["success"]
-    wins, counts = groups.sum().to_numpy(), groups.count().to_numpy()
-    steps = np.array(list(groups.groups))
-    low, high = wilson(wins, counts)
-    axis.fill_between(steps, 100 * low, 100 * high, color=color, alpha=0.15, linewidth=0)
-    axis.plot(steps, 100 * wins / counts, color=color, marker="o", markersize=3, label=label)
+    found = success_by_step(episodes)
+    axis.fill_between(
+        found.index, found["low"], found["high"], color=color, alpha=0.15, linewidth=0
+    )
+    axis.plot(found.index, found["rate"], color=color, marker="o", markersize=3, label=label)
     axis.set_ylabel("episodes won [%]")
-    return steps, wins, counts
+    return found
 
 
 def _success(axis: Axes, episodes: pd.DataFrame) -> None:
-    steps, wins, counts = success_curve(axis, episodes, TRAIN)
-    marked = range(len(steps)) if len(steps) <= 6 else [int(np.argmax(wins / counts)), -1]
+    found = success_curve(axis, episodes, TRAIN)
+    rates, count = found["rate"], len(found)
+    marked = range(count) if count <= 6 else [int(np.argmax(rates)), -1]
     for i in marked:
         axis.annotate(
-            f"{wins[i]:.0f}/{counts[i]}",
-            (float(steps[i]), float(100 * wins[i] / counts[i])),
+            f"{found['wins'].iloc[i]:.0f}/{found['episodes'].iloc[i]}",
+            (float(found.index[i]), float(rates.iloc[i])),
             xytext=(0, 4),
             textcoords="offset points",
             ha="center",
@@ -187,21 +178,12 @@ def _success(axis: Axes, episodes: pd.DataFrame) -> None:
     axis.set_title("Success, 95 % interval" + (" (episodes cut short)" if capped else ""))
 
 
-def wilson(wins: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's 95 % interval of a rate."""
-    z = 1.96
-    rate, weight = wins / counts, z**2 / counts
-    middle = (rate + weight / 2) / (1 + weight)
-    half = z * np.sqrt(rate * (1 - rate) / counts + weight / (4 * counts)) / (1 + weight)
-    return middle - half, middle + half
-
-
 def _return(axis: Axes, episodes: pd.DataFrame) -> None:
-    groups = episodes.groupby("step")["return"]
-    steps, mean = np.array(list(groups.groups)), groups.mean().to_numpy()
-    half = 1.96 * groups.sem().fillna(0).to_numpy()
-    axis.fill_between(steps, mean - half, mean + half, color=TRAIN, alpha=0.15, linewidth=0)
-    axis.plot(steps, mean, color=TRAIN, marker="o", markersize=3)
+    found = return_by_step(episodes)
+    axis.fill_between(
+        found.index, found["low"], found["high"], color=TRAIN, alpha=0.15, linewidth=0
+    )
+    axis.plot(found.index, found["mean"], color=TRAIN, marker="o", markersize=3)
     axis.set_title("Return, 95 % interval")
     axis.set_ylabel("mean sum of rewards")
 

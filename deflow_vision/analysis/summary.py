@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import yaml
+
+from deflow_vision.analysis.tables import read_table
+from deflow_vision.config import from_yaml
 
 
 def summarise(run_dir: Path, published_steps: int) -> str:
@@ -18,23 +20,25 @@ def summarise(run_dir: Path, published_steps: int) -> str:
     Returns:
         Text for a terminal.
     """
-    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config = from_yaml(run_dir / "config.yaml")
     lines, solved = [f"Run folder: {run_dir}"], 0.0
     if (run_dir / "episodes.csv").is_file():
-        episodes = pd.read_csv(run_dir / "episodes.csv")
-        lines += _successes(episodes)
-        if "success" in episodes:
+        episodes = read_table(run_dir / "episodes.csv", ("step", "return", "length", "capped"))
+        lines += [] if episodes.empty else _successes(episodes)
+        if "success" in episodes and not episodes.empty:
             solved = episodes[episodes["step"] == episodes["step"].max()]["success"].mean()
+    if (run_dir / "report.html").is_file():
+        lines.append(f"Report: {run_dir / 'report.html'}")
     for name, what in (("plots", "Curves"), ("videos", "Videos"), ("checkpoints", "Checkpoints")):
         if any((run_dir / name).glob("*")):
             lines.append(f"{what}: {run_dir / name}")
-    steps = config["offline_steps"]
+    steps = config.offline_steps
     if steps < published_steps:
         hope = ": a run this short does not solve the task" if solved == 0 else ""
         lines += [
             f"These were {steps:,} of the {published_steps:,} updates of the published "
             f"protocol{hope}. The full one:",
-            f"  accelerate launch scripts/train.py --task {config['task']} --algo {config['algo']}",
+            f"  accelerate launch scripts/train.py --task {config.task} --algo {config.algo}",
         ]
     return "\n".join(lines)
 

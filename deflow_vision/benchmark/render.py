@@ -99,13 +99,13 @@ def render_text(results: Results, style: Style) -> str:
         style: of the format.
     """
     table = results.table
-    parts = [style.heading(style.text(table.title)), style.note(style.text(_legend(results)))]
+    parts = [style.heading(style.text(table.title)), style.note(style.text(legend_of(results)))]
     for title, rows in (("task", results.rows), ("mean over a category", results.categories)):
         if rows:
             parts.append(_figures(title, rows, results, style))
     parts += [
         style.table(
-            [style.text(summary.title), "IQM [95%]", style.text(_improvement_title(results))],
+            [style.text(summary.title), "IQM [95%]", style.text(improvement_title(results))],
             [
                 [
                     style.text(name),
@@ -123,7 +123,8 @@ def render_text(results: Results, style: Style) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _legend(results: Results) -> str:
+def legend_of(results: Results) -> str:
+    """What the figures of a table and its marks mean."""
     protocol = results.table.protocol
     phases = f", {' and '.join(protocol.phases)}" if len(protocol.phases) > 1 else ""
     return (
@@ -132,12 +133,13 @@ def _legend(results: Results) -> str:
     )
 
 
-def _improvement_title(results: Results) -> str:
+def improvement_title(results: Results) -> str:
+    """What the column of probabilities of improvement is called."""
     return f"{results.table.methods[0].name} is better [95%]"
 
 
 def _figures(title: str, rows: Sequence[Row], results: Results, style: Style) -> str:
-    columns = list(_columns(rows, results))
+    columns = list(columns_of(rows, results))
     header = [style.text(f"{name}, published" if theirs else name) for name, theirs in columns]
     lines = []
     for row in rows:
@@ -149,16 +151,18 @@ def _figures(title: str, rows: Sequence[Row], results: Results, style: Style) ->
         for name, theirs in columns:
             if theirs:
                 found = row.published.get(name)
-                line.append(style.published(_estimates(found, 0, style)) if found else style.dash)
+                line.append(
+                    style.published(estimates_text(found, 0, style)) if found else style.dash
+                )
             else:
                 entry = row.ours.get(name)
-                text = style.dash if entry is None else _entry(entry, results, style)
+                text = style.dash if entry is None else entry_text(entry, results, style)
                 line.append(style.bold(text) if name in best else text)
         lines.append(line)
     return style.table([title, *header], lines)
 
 
-def _columns(rows: Sequence[Row], results: Results) -> Iterator[tuple[str, bool]]:
+def columns_of(rows: Sequence[Row], results: Results) -> Iterator[tuple[str, bool]]:
     """Ours of each method, and beside it the published one where any row has it."""
     for method in results.table.methods:
         yield method.name, False
@@ -166,13 +170,15 @@ def _columns(rows: Sequence[Row], results: Results) -> Iterator[tuple[str, bool]
             yield method.name, True
 
 
-def _entry(entry: Entry, results: Results, style: Style) -> str:
+def entry_text(entry: Entry, results: Results, style: Style) -> str:
+    """What a method came to in a row, and how many of its runs are finished."""
     digits = 1 if results.table.protocol.lower_is_better else 0
-    text = _estimates(entry.estimates, digits, style) if len(entry.figures) else style.dash
+    text = estimates_text(entry.estimates, digits, style) if len(entry.figures) else style.dash
     return text if entry.complete else f"{text} ({entry.done}/{entry.wanted})"
 
 
-def _estimates(estimates: Sequence[Estimate], digits: int, style: Style) -> str:
+def estimates_text(estimates: Sequence[Estimate], digits: int, style: Style) -> str:
+    """The estimates of a figure, one a phase."""
     texts = []
     for estimate in estimates:
         text = _number(estimate.mean, digits)

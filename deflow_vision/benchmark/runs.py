@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from deflow_vision.analysis.plots import read_table
+from deflow_vision.analysis.tables import read_table
 from deflow_vision.benchmark.protocols import Protocol
 from deflow_vision.benchmark.tables import Cell
-from deflow_vision.config import TrainConfig, from_yaml, to_dict
+from deflow_vision.config import SETTLED_BY_RUN, TrainConfig, from_yaml, to_dict
 from deflow_vision.types import UserError
 
 State = Literal["missing", "interrupted", "finished"]
@@ -19,9 +19,6 @@ FREE = (
     *("eval.num_envs", "eval.videos", "eval.val_batches"),
 )
 """Settings in which a run may differ from its table: no score depends on them by design."""
-
-SETTLED_BY_RUN = ("auto", "fast", None)
-"""Values in place of which a run records what they came to."""
 
 
 def state_of(cell: Cell, protocol: Protocol) -> State:

@@ -63,6 +63,32 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def mean_curve(
+    curves: np.ndarray, seed: int = 0, repetitions: int = 2000, confidence: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean of learning curves over runs, with a percentile interval by the bootstrap.
+
+    Whole runs are drawn anew, since the points of one run go together.
+
+    Args:
+        curves: (R, S), NaN where a run has no value at a step; each step has at least one.
+        seed: of the draws.
+        repetitions: bootstrap samples.
+        confidence: that the interval has.
+
+    Returns:
+        Mean and the interval's ends, (S,) each.
+    """
+    runs = len(curves)
+    drawn = np.random.default_rng(seed).integers(runs, size=(repetitions, runs))
+    weights = np.stack([(drawn == run).sum(axis=1) for run in range(runs)], axis=1)  # (B, R)
+    sums, counts = weights @ np.nan_to_num(curves), weights @ np.isfinite(curves)
+    means = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    tail = 50 * (1 - confidence)
+    low, high = np.nanpercentile(means, [tail, 100 - tail], axis=0)
+    return np.nanmean(curves, axis=0), low, high
+
+
 def _resample(scores: Scores, rng: np.random.Generator) -> Scores:
     runs, tasks = scores.shape
     return scores[rng.integers(runs, size=(runs, tasks)), np.arange(tasks)]

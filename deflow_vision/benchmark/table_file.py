@@ -92,7 +92,10 @@ def _check_keys(source: str, values: Any, known: Iterable[str]) -> None:
 def _tasks(path: Path, names: Any) -> tuple[Task, ...]:
     """Tasks by their names, their families, or the name of a published list."""
     found: dict[Task, None] = {}
-    for name in map(str, [names] if isinstance(names, str) else names):
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path}: {names!r} must be the name of a task, or a list of names")
+    for name in names:
         if name in TASK_LISTS:
             found |= dict.fromkeys(TASK_LISTS[name]())
         elif family := [task for task in offline_tasks() if task.family == name]:

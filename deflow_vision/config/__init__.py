@@ -2,6 +2,7 @@
 
 from deflow_vision.config.command_line import compose, load
 from deflow_vision.config.layers import (
+    SETTLED_BY_RUN,
     ConfigError,
     apply_layer,
     from_yaml,
@@ -20,6 +21,7 @@ from deflow_vision.config.schema import (
 )
 
 __all__ = [
+    "SETTLED_BY_RUN",
     "CheckpointConfig",
     "ConfigError",
     "DataConfig",

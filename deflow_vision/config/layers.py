@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -19,8 +20,13 @@ from deflow_vision.types import UserError
 
 T = TypeVar("T")
 
+_MAX_BYTES, _MAX_NODES = 1 << 20, 100_000  # far more than any configuration has
+
 NOT_STORED = {"resume"}
 """Fields that say how a run was started, not what it is."""
+
+SETTLED_BY_RUN = ("auto", "fast", None)
+"""Values in place of which a run records what they came to."""
 
 
 class ConfigError(UserError):
@@ -58,17 +64,56 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or is no mapping.
+        ConfigError: the file is missing, is not YAML, is no mapping, or too large for a
+            configuration, aliases written out.
     """
     try:
-        values = yaml.load(path.read_text(), Loader=_Loader)
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if len(content) > _MAX_BYTES:
+        raise ConfigError(f"{path}: more than {_MAX_BYTES:,} bytes, is no configuration")
+    values = _parse(content, str(path))
     if not isinstance(values, dict | None):
         raise ConfigError(f"{path}: holds a {type(values).__name__}, must be a mapping")
     return values or {}
+
+
+def _parse(text: str | bytes, source: str) -> Any:
+    """The value in a YAML text.
+
+    Raises:
+        ConfigError: it is not YAML, or its aliases make too much of it.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if _size(node, {}) > _MAX_NODES:
+                raise ConfigError(f"{source}: more than {_MAX_NODES:,} values, aliases written out")
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except ConfigError:
+        raise
+    except RecursionError as error:
+        raise ConfigError(f"{source}: not valid YAML: nested too deeply") from error
+    except (yaml.YAMLError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
+        # Values that only look like a number or a date raise what Python makes of them.
+        raise ConfigError(f"{source}: not valid YAML: {error}") from error
+
+
+def _size(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
+    """Values in a node where every alias is written out; without end for one within itself."""
+    if node not in known:
+        known[node] = math.inf
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        nested = (part for each in parts for part in (each if isinstance(each, tuple) else (each,)))
+        known[node] = 1 + sum(_size(part, known) for part in nested)
+    return known[node]
 
 
 def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
@@ -82,10 +127,7 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"{text!r} must be key=value, such as num_proposals=10")
-        try:
-            layer[key] = yaml.load(value, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{text!r}: not valid YAML: {error}") from error
+        layer[key] = _parse(value, repr(text))
     return layer
 
 

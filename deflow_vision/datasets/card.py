@@ -63,7 +63,13 @@ def facts(store: Store) -> dict[str, str]:
 
 def checksum(store: Store) -> str:
     """SHA-256 over the names and digests of all arrays: equal for equal data, in hexadecimal."""
-    return _digest_of(store.attributes["digests"])
+    return digest_of(store.attributes["digests"])
+
+
+def digest_of(digests: Mapping[str, str]) -> str:
+    """SHA-256 over names and digests of arrays, in hexadecimal; of all of a store its checksum."""
+    lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def split_facts(split: Split) -> dict[str, str]:
@@ -167,7 +173,7 @@ def _sizes(store: Store) -> Table:
         if tasks:
             size = store.size(f"{split}/tasks")
             words = (f"{split}/tasks", f"{len(tasks)} arrays", "", _size(size), "")
-            table.add_row(*words, _digest_of(tasks)[:12])
+            table.add_row(*words, digest_of(tasks)[:12])
     return table
 
 
@@ -233,11 +239,6 @@ def _arrays(store: Store, name: str) -> dict[str, Any]:
     split = _splits(store)[name]
     arrays = {"observations": split.observations, "actions": split.actions, **split.side}
     return {f"{name}/{key}": array for key, array in arrays.items()}
-
-
-def _digest_of(digests: Mapping[str, str]) -> str:
-    lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _table(*columns: str | Column, show_header: bool = True) -> Table:

@@ -28,8 +28,8 @@ from deflow_vision.datasets.schema import (
     num_blocks,
     read_block,
     read_file,
-    seal,
 )
+from deflow_vision.files import seal
 
 _FACTS = ("source", "env_id", "seeds", "versions", "render_profile", "counts", "digests")
 _KINDS = {
@@ -83,7 +83,7 @@ def checked_attributes(path: Path | str, root: Any) -> dict[str, Any]:
             f"{path} is incomplete: its writer did not finish. Delete it, then collect, download "
             "or convert it again."
         )
-    if SEAL in attributes and attributes != seal(attributes):
+    if SEAL in attributes and attributes != seal(attributes, SEAL):
         raise damaged(path, "its attributes are not those that were written (digest differs)")
     for name in _FACTS:
         if name not in attributes:

@@ -148,10 +148,27 @@ class Column:
             self._rest.append(rows.copy())  # not a view, which would hold on to the whole episode
             self._held += len(rows)
 
-    def go_on(self, block: int, rows: np.ndarray) -> None:
-        """Begin where another writer was: with block `block`, of which `rows` are there."""
-        self._next = self._taken = block
-        self._rest, self._held = [rows], len(rows)
+    def go_on(self, name: str, count: int, rows: np.ndarray) -> int:
+        """Begin where another writer was.
+
+        Args:
+            name: of the array, for messages.
+            count: the rows that it appended.
+            rows: those of them that fill no block.
+
+        Returns:
+            How many whole blocks there should be.
+
+        Raises:
+            StoreError: the rows do not fit.
+        """
+        rest = fit_rows(name, rows, self.array.shape[1:], self.array.dtype.name)
+        blocks, held = divmod(count, self._size)
+        if count < 0 or len(rest) != held:
+            raise StoreError(f"{name}: {len(rest)} rows of {count} are in no whole block.")
+        self._next = self._taken = blocks
+        self._rest, self._held = [rest], held
+        return blocks
 
     def finish(self, count: int) -> Iterator[Block]:
         """Fill up the last block, and give the array its length."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -27,17 +28,18 @@ import numpy as np
 
 from deflow_vision import __version__
 from deflow_vision.datasets.episodes import Episode, write_episodes
+from deflow_vision.datasets.order import RowOrder
 from deflow_vision.datasets.schema import StoreError
 from deflow_vision.datasets.store import StoreWriter
 from deflow_vision.tasks import Task, resolve_dataset
 
 _BLOCK_ROWS = 1 << 15
 _CACHE_BYTES = 32 << 20  # of decoded HDF5 chunks, an array; h5py's own 1 MiB decodes some twice
+_MAX_CHUNK_BYTES = 128 << 20  # D4RL's take some megabytes at most
 _LONGEST = 100_000  # steps; D4RL's longest episodes have some thousand
 _VALUES = ("observations", "actions", "rewards")
 _FLAGS = ("terminals", "timeouts")
 _SHUFFLED = 0.5  # share of the variance; 1 is expected of rows in random order
-_FEW = 100  # transitions that do not suffice to tell
 
 
 def convert_hdf5(source: Path, path: Path, dataset: str | None = None) -> None:
@@ -116,13 +118,14 @@ class Rows:
                     self._path, "r", rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=100_003, rdcc_w0=1.0
                 )
                 stack.enter_context(file)
-            for key in (*_VALUES, *_FLAGS):
-                if not isinstance(file.get(key), h5py.Dataset) or not file[key].shape:
-                    raise self._wrong(key, f"it is no array here; there are {', '.join(file)}")
             self._file = file
+            for key in (*_VALUES, *_FLAGS):
+                with self._explained(key):
+                    self._check_storage(key)
             self._count = len(file["observations"])
             for key, shape in self._shapes().items():
-                self._check(key, shape)
+                with self._explained(key):
+                    self._check(key, shape)
             stack.pop_all()
         return self
 
@@ -136,13 +139,16 @@ class Rows:
             First and one past the last state's row of each, (E, 2).
         """
         cuts: list[np.ndarray] = []
-        order = _Order()
+        order, last = RowOrder(), 0
         for start in range(0, self._count, _BLOCK_ROWS):
             block = self._block(start, min(start + _BLOCK_ROWS, self._count))
             ends = block["timeouts"]
             if self._task.family != "d4rl-antmaze":
                 ends = ends | block["terminals"]
             at = np.flatnonzero(ends)
+            last = start + int(at[-1]) + 1 if len(at) else last
+            if start + len(ends) - last > _LONGEST:  # before all of a file without an end is read
+                raise self._endless(last)
             # After a terminal the next row's state is wanted too, after a timeout it is not.
             cuts.append(np.stack([at + 1, at + 2 - block["timeouts"][at]], 1) + start)
             order.add(block["observations"], ends)
@@ -151,8 +157,7 @@ class Rows:
         spans = np.stack([starts, np.minimum(ends_at[:, 1], self._count)], 1)
         lengths = np.diff(spans)[:, 0] - 1
         if lengths.max(initial=0) > _LONGEST:
-            start = int(spans[lengths.argmax(), 0])
-            raise self._wrong("timeouts", f"no episode ends in {_LONGEST:,} rows from {start} on")
+            raise self._endless(int(spans[lengths.argmax(), 0]))
         if not (lengths > 0).any():
             raise self._wrong("timeouts", "no row leads to another one")
         if order.share() > _SHUFFLED:
@@ -191,6 +196,17 @@ class Rows:
         rows = dict.fromkeys((*_VALUES, *_FLAGS), ())
         return rows | {"observations": (self._task.state_dim,), "actions": (self._task.action_dim,)}
 
+    def _check_storage(self, key: str) -> None:
+        """Refuse what lies in other files, and chunks that take a machine's memory to decode."""
+        import h5py
+
+        if not isinstance(self._file.get(key, getlink=True), h5py.HardLink):
+            raise self._wrong(key, f"it is no array here; there are {', '.join(self._file)}")
+        array = self._file[key]
+        if not isinstance(array, h5py.Dataset) or not array.shape:
+            raise self._wrong(key, f"it is no array here; there are {', '.join(self._file)}")
+        refuse_storage(array)
+
     def _check(self, key: str, row: tuple[int, ...]) -> None:
         array = self._file[key]
         if len(array) != self._count:
@@ -225,8 +241,13 @@ class Rows:
     def _explained(self, key: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except StoreError:
+            raise
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, MemoryError) as error:
             raise self._wrong(key, f"it cannot be read: {error}") from error
+
+    def _endless(self, start: int) -> StoreError:
+        return self._wrong("timeouts", f"no episode ends in {_LONGEST:,} rows from {start} on")
 
     def _wrong(self, key: str, problem: str) -> StoreError:
         return StoreError(
@@ -244,50 +265,35 @@ def read_through(path: Path, *, contents: bool = True) -> None:
 
     Raises:
         OSError: something cannot be read.
+        ValueError: an array lies in another file, or takes too much memory to decode.
     """
     import h5py
 
     def read(_: str, array: Any) -> None:
         if isinstance(array, h5py.Dataset) and array.shape:
-            for start in range(0, len(array), _BLOCK_ROWS):
-                array[start : start + _BLOCK_ROWS]
+            refuse_storage(array)
+            row_bytes = max(1, math.prod(array.shape[1:]) * array.dtype.itemsize)
+            rows = max(1, min(_BLOCK_ROWS, _CACHE_BYTES // row_bytes))
+            for start in range(0, len(array), rows):
+                array[start : start + rows]
 
     with h5py.File(path, "r", locking=False) as file:  # a download holds a lock of its own
         if contents:
             file.visititems(read)
 
 
-class _Order:
-    """Tells rows in time's order from shuffled ones: states change little from one to the next.
+def refuse_storage(array: Any) -> None:
+    """Refuse an array that lies in other files, or takes a machine's memory to decode.
 
-    Von Neumann's ratio: mean squared difference of neighbours over twice the variance, which is 1
-    where neighbours are unrelated. Of the number in the state that changes most smoothly.
+    Args:
+        array: an `h5py.Dataset`.
+
+    Raises:
+        ValueError: its storage is external or virtual, or a chunk or a row of it too large.
     """
-
-    def __init__(self) -> None:
-        self._count, self._pairs = 0, 0
-        self._sum: Any = 0.0
-        self._squares: Any = 0.0
-        self._differences: Any = 0.0
-        self._before: np.ndarray | None = None
-
-    def add(self, states: np.ndarray, ends: np.ndarray) -> None:
-        """Count the next states (S, D) in; (S,) whether no state of the same episode follows."""
-        states = states.astype(np.float64)
-        self._count += len(states)
-        self._sum += states.sum(0)
-        self._squares += (states**2).sum(0)
-        if self._before is not None:
-            states, ends = np.concatenate([self._before, states]), np.append(False, ends)
-        self._pairs += int((~ends[:-1]).sum())
-        self._differences += (np.diff(states, axis=0)[~ends[:-1]] ** 2).sum(0)
-        self._before = None if ends[-1] else states[-1:]
-
-    def share(self) -> float:
-        """The ratio, or 0 where there is too little to tell."""
-        variance = self._squares / self._count - (self._sum / self._count) ** 2
-        if self._pairs < _FEW or not (variance > 1e-9).any():
-            return 0.0
-        moving = variance > 1e-9
-        ratios = self._differences[moving] / self._pairs / (2 * variance[moving])
-        return float(ratios.min())
+    if array.external or array.is_virtual:
+        raise ValueError("its values lie in another file")
+    chunk = array.chunks or (1, *array.shape[1:])
+    size = math.prod(chunk) * array.dtype.itemsize
+    if size > _MAX_CHUNK_BYTES:
+        raise ValueError(f"a chunk of it takes {size:,} bytes, more than {_MAX_CHUNK_BYTES:,}")

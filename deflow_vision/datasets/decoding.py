@@ -29,8 +29,11 @@ def decode(encoded: bytes, shape: tuple[int, ...], dtype: np.dtype, *, reuse: bo
         ValueError: it holds a block of another size.
     """
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    # A shorter block would leave the end of the last one in the memory.
-    if reuse and size <= _KEPT_BYTES and _content_size(encoded) == size:
+    # A frame of another size would be decoded into whatever memory it says, or leave the end of the
+    # last one in the memory that is kept.
+    if (content := _content_size(encoded)) != size:
+        raise ValueError(f"it is no block of {size:,} bytes (it says {content:,})")
+    if reuse and size <= _KEPT_BYTES:
         memory = _memory(size)
         Zstd().decode(encoded, out=memory)
         return memory.view(dtype).reshape(shape)

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import http.client
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def check(file: Path, sha256: str | None = None) -> None:
         DownloadError: its digest is another one, or it is damaged or no such file at all.
     """
     record = _record_of(file)
-    known = sha256 or (record.read_text().split()[0] if record.is_file() else None)
+    known = sha256 or (_recorded(record) if record.is_file() else None)
     digest = _digest(file)
     try:
         _refuse_other(file, file.suffix, digest, known)
@@ -168,10 +169,21 @@ def check(file: Path, sha256: str | None = None) -> None:
 
 
 def check_recorded(source: Path) -> None:
-    """`check` a file and the `-val` file beside it, each if its digest was ever recorded."""
+    """`check` a file and the `-val` file beside it, each if its digest was ever recorded.
+
+    Raises:
+        DownloadError: see `check`; or a file is missing that was there once.
+    """
     for file in (source, source.with_name(f"{source.stem}-val{source.suffix}")):
-        if file.is_file() and _record_of(file).is_file():
-            check(file)
+        record = _record_of(file)
+        if not record.is_file():
+            continue
+        if not file.is_file():
+            raise DownloadError(
+                f"{file} is missing, and its digest is here: bring it back, or delete {record.name}"
+                " to do without it."
+            )
+        check(file)
 
 
 def set_aside_damaged(files: Sequence[Path]) -> list[Path]:
@@ -209,6 +221,14 @@ def _refuse_other(file: Path, suffix: str, digest: str, sha256: str | None) -> N
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _recorded(record: Path) -> str:
+    with record.open("rb") as stream:
+        found = re.match(rb"([0-9a-f]{64})\s", stream.read(65))
+    if found is None:
+        raise DownloadError(f"{record} holds no SHA-256: delete it, and the file is read through.")
+    return found[1].decode()
 
 
 def _record_of(file: Path) -> Path:

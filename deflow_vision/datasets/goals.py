@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,9 @@ from deflow_vision.datasets.schema import (
     StoreError,
     create_array,
     open_root,
-    seal,
     write_digests,
 )
+from deflow_vision.files import seal
 
 Labels = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Goal -> its rewards and masks, one each for every state."""
@@ -59,7 +60,6 @@ def add_goals(path: Path, goals: Mapping[str, Labels]) -> None:
     path = Path(path)
     root = open_root(path, "r+")
     attributes = checked_attributes(path, root)
-    renewed = seal if SEAL in attributes else dict
     fitted = {}
     for split, labels in goals.items():
         check_goals(labels)
@@ -77,13 +77,18 @@ def add_goals(path: Path, goals: Mapping[str, Labels]) -> None:
             for name, digest in attributes["digests"].items()
             if not name.startswith(f"{place}/")
         }
-        root.attrs.put(renewed(attributes))
+        root.attrs.put(_renewed(attributes))
         shutil.rmtree(path / place, ignore_errors=True)
         group = root.create_group(place)
         for name, value in values.items():
             create_array(group, name, (), "float32").append(value)
         attributes["digests"] |= write_digests(group)
-        root.attrs.put(renewed(attributes))
+        root.attrs.put(_renewed(attributes))
+
+
+def _renewed(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Attributes after a change, sealed anew where they were sealed."""
+    return seal(attributes, SEAL) if SEAL in attributes else attributes
 
 
 def goal_rows(labels: Labels, length: int) -> dict[str, np.ndarray]:

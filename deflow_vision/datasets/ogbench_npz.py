@@ -9,18 +9,18 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
-import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
 from deflow_vision import __version__
 from deflow_vision.datasets.columns import fit_rows
 from deflow_vision.datasets.episodes import Episode, write_episodes
+from deflow_vision.datasets.npy import PIECE_BYTES, Member
 from deflow_vision.datasets.order import Order
 from deflow_vision.datasets.partial import DamagedSourceError
 from deflow_vision.datasets.relabel import Goal, environment_of, read_goals, relabel_all
@@ -31,7 +31,6 @@ from deflow_vision.tasks import Task, resolve_dataset
 _log = logging.getLogger(__name__)
 
 _KINDS = dict.fromkeys(("observations", "actions", *SIDE_DTYPES), "f") | {"button_states": "buif"}
-_PIECE_BYTES = 1 << 18  # stays in a core's cache
 _MAX_EPISODE_BYTES = 100 << 20  # one is held in memory, some times over; OGBench's take up to 50 MB
 _UNORDERED = 0.5  # `Order`'s ratio: 1 is expected of shuffled rows; OGBench's arms have 0.0003
 
@@ -112,19 +111,19 @@ class Archive:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             with self._explained():
+                if not self._path.is_file():
+                    raise FileNotFoundError
                 self._zip = stack.enter_context(zipfile.ZipFile(self._path))
                 members = {
-                    name: _Member(stack.enter_context(self._zip.open(f"{name}.npy")), name)
+                    name: Member(stack, self._zip, name)
                     for name in ("terminals", *_KINDS)
                     if name not in SIDE_DTYPES or f"{name}.npy" in self._zip.namelist()
                 }
-                flags = members["terminals"].read(members["terminals"].shape[0])
-            if flags.ndim > 1 or flags.dtype.kind not in "buif" or not np.isin(flags, (0, 1)).all():
-                raise StoreError(f"{self._path}: its terminals are no vector of 0 and 1.")
-            self.lengths = np.diff(np.flatnonzero(flags) + 1, prepend=0)
-            del members["terminals"]
+            terminals = members.pop("terminals")
             self._members = members
-            self._check(len(flags))
+            self._check_rows(terminals.shape[0])  # before so many of them are read
+            self.lengths = self._lengths(terminals)
+            self._check(terminals.shape[0])
             self._open = stack.pop_all()
         return self
 
@@ -193,6 +192,27 @@ class Archive:
                 raise StoreError(f"{where}: {error}") from error
             yield Episode(observations, actions, side)
 
+    def _lengths(self, terminals: Member) -> np.ndarray:
+        """States of each episode, (E,)."""
+        ends = [np.zeros(1, np.int64)]
+        if len(terminals.shape) == 1 and terminals.dtype.kind in "buif":
+            for start in range(0, terminals.shape[0], PIECE_BYTES):
+                with self._explained():
+                    flags = terminals.read(min(PIECE_BYTES, terminals.shape[0] - start))
+                if not np.isin(flags, (0, 1)).all():
+                    break
+                ends.append(np.flatnonzero(flags) + start + 1)
+            else:
+                return np.diff(np.concatenate(ends))
+        raise StoreError(f"{self._path}: its terminals are no vector of 0 and 1.")
+
+    def _check_rows(self, num_states: int) -> None:
+        for name, member in self._members.items():
+            if member.shape[0] != num_states:
+                raise StoreError(
+                    f"{self._path}: {member.shape[0]} rows of {name} for {num_states} terminals."
+                )
+
     def _check(self, num_states: int) -> None:
         if not len(self.lengths) or self.lengths.sum() != num_states:
             raise StoreError(f"{self._path}: its last row does not end an episode.")
@@ -201,11 +221,6 @@ class Archive:
                 f"{self._path}: episode {self.lengths.argmin()} has a single state, and so no "
                 "transition. Are its terminals in their places?"
             )
-        for name, member in self._members.items():
-            if member.shape[0] != num_states:
-                raise StoreError(
-                    f"{self._path}: {member.shape[0]} rows of {name} for {num_states} terminals."
-                )
         longest = int(self.lengths.max())
         size = longest * sum(member.row_bytes for member in self._members.values())
         if size > _MAX_EPISODE_BYTES:
@@ -246,39 +261,3 @@ class Archive:
                 f"{self._path} is damaged or not an OGBench file: {error}. `python scripts/data.py "
                 f"download {self._task.dataset}` sets a damaged download aside and brings it anew."
             ) from error
-
-
-class _Member:
-    """One array of an .npz file, read from the start of its stream in runs of rows."""
-
-    def __init__(self, stream: IO[bytes], name: str) -> None:
-        self._stream = stream
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[np.lib.format.read_magic(self._stream)]
-        self.shape, fortran, self.dtype = read_header(self._stream)
-        if fortran or self.dtype.hasobject or not self.shape:
-            raise ValueError(f"{name} is not a plain array of rows")
-        self.row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
-
-    def skip(self, count: int) -> None:
-        """Pass over rows. Not by seeking: the CRC at the file's end is of every byte."""
-        left = count * self.row_bytes
-        while left:
-            passed = len(self._stream.read(min(left, _PIECE_BYTES)))
-            if not passed:
-                raise EOFError("it ends early")
-            left -= passed
-
-    def read(self, count: int) -> np.ndarray:
-        """The next `count` rows; at the end of the file zipfile checks its CRC."""
-        rows = np.empty((count, *self.shape[1:]), self.dtype)
-        left = rows.reshape(-1).view(np.uint8)
-        while len(left):
-            piece = self._stream.read(min(len(left), _PIECE_BYTES))
-            if not piece:
-                raise EOFError("it ends early")
-            left[: len(piece)] = np.frombuffer(piece, np.uint8)
-            left = left[len(piece) :]
-        return rows

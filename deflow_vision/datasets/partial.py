@@ -7,12 +7,14 @@ the blocks that it counts on: what a killed writer wrote beyond it is cut off ag
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +24,9 @@ from typing import IO, Any
 import numpy as np
 
 from deflow_vision.datasets.address import refuse_address
+from deflow_vision.datasets.npy import Member
 from deflow_vision.datasets.schema import StoreError, block_file
+from deflow_vision.files import refuse_links
 
 _FACTS = "facts"
 
@@ -72,7 +76,11 @@ class Partial:
 
         Raises:
             StoreError: another process holds it.
+            UserError: there are symbolic links in it, by which things elsewhere would be removed.
         """
+        if self.folder.is_symlink():
+            raise self.cannot_go_on("it is a symbolic link.")
+        refuse_links(self.folder)
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = self.folder / "lock"
@@ -121,15 +129,18 @@ class Partial:
             shutil.rmtree(self.store, ignore_errors=True)
             return None
         try:
-            with self._progress.open("rb") as stream, np.load(stream) as content:
-                rows = {name: content[name] for name in content}
+            rows = self._read_progress()
             facts = json.loads(rows.pop(_FACTS).tobytes())
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise self._cannot_go_on(f"{self._progress.name} is damaged: {error}") from error
+            facts["job"], [{**split}["episodes"] for split in facts["splits"].values()]
+        except (
+            *(OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, RuntimeError),
+            *(zipfile.BadZipFile, zlib.error),
+        ) as error:
+            raise self.cannot_go_on(f"{self._progress.name} is damaged: {error!r}") from error
         differences = _differences(facts["job"], job)
         if differences:
             episodes = sum(split["episodes"] for split in facts["splits"].values())
-            raise self._cannot_go_on(
+            raise self.cannot_go_on(
                 f"its {episodes} episodes are of another job.\n" + "\n".join(differences)
             )
         for file in self.store.rglob("*"):
@@ -155,7 +166,7 @@ class Partial:
         certain = [block_file(array, directory, i) for i in range(blocks)]
         for file in certain:
             if not file.is_file() or not file.stat().st_size:
-                raise self._cannot_go_on(f"{file.relative_to(self.store)} is missing.")
+                raise self.cannot_go_on(f"{file.relative_to(self.store)} is missing.")
         for file in {*directory.joinpath("c").rglob("*")}.difference(certain):
             if file.is_file():
                 file.unlink()
@@ -200,6 +211,17 @@ class Partial:
                 + (" to go on." if self.has_progress() else ".")
             ) from error
 
+    def _read_progress(self) -> dict[str, np.ndarray]:
+        with contextlib.ExitStack() as stack:
+            archive = stack.enter_context(zipfile.ZipFile(self._progress))
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise ValueError("it is compressed")  # ours is not; it could grow without bound
+            members = {
+                name: Member(stack, archive, name)
+                for name in (file.removesuffix(".npy") for file in archive.namelist())
+            }
+            return {name: member.read(member.shape[0]) for name, member in members.items()}
+
     def _save(self, progress: Progress, written: Sequence[Path]) -> None:
         for file in written:
             sync(file)
@@ -217,7 +239,8 @@ class Partial:
         part.replace(self._progress)
         sync(self.folder)
 
-    def _cannot_go_on(self, reason: str) -> StoreError:
+    def cannot_go_on(self, reason: str) -> StoreError:
+        """The error of what another run left and this one cannot use, with the way out."""
         return StoreError(
             f"{self.folder} cannot be gone on with: {reason}\n"
             "Delete that folder to start over, or give another path."

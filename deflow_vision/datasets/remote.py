@@ -19,7 +19,7 @@ from zarr.storage import ObjectStore, StorePath
 
 from deflow_vision.datasets.address import credentials
 from deflow_vision.datasets.block_cache import BlockCache
-from deflow_vision.datasets.schema import StoreError
+from deflow_vision.datasets.schema import UNREADABLE, StoreError
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -200,7 +200,7 @@ def open_remote(address: str, retry_seconds: float = RETRY_SECONDS) -> Any:
             f"{address} is not a deflow-vision store: it has no zarr.json "
             f"({_why_absent(upstream)})."
         ) from error
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except UNREADABLE as error:
         raise StoreError(f"{address} is not a deflow-vision store: {error}") from error
     store.retry_seconds = retry_seconds
     return root

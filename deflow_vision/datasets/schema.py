@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from deflow_vision.datasets.decoding import decode
+from deflow_vision.files import seal
 from deflow_vision.types import UserError
 
 _T = TypeVar("_T")
@@ -32,6 +32,11 @@ _CHUNK_BYTES = 3 << 18  # 64 frames of 64 x 64 x 3
 _MAX_CHUNK_ROWS = 4096
 ACTION_BOUND = 1 + 1e-6  # float32's rounding of an action that was scaled to [-1, 1]
 MAX_CHUNK_BYTES = 1 << 30  # that a reader takes
+_MAX_FILE_BYTES = MAX_CHUNK_BYTES + (MAX_CHUNK_BYTES >> 7)  # what zstd makes of noise, at most
+_MAX_DESCRIPTION_BYTES = 1 << 26  # of a zarr.json
+UNREADABLE: tuple[type[Exception], ...] = (ValueError, LookupError, TypeError, AttributeError)
+UNREADABLE += (OSError, RecursionError, ArithmeticError)
+"""What zarr raises on descriptions that are none."""
 _THREADS = 4  # that fetch and decode blocks at once; both leave Python's lock to others
 
 
@@ -135,14 +140,7 @@ def complete(root: Any, attributes: Mapping[str, Any]) -> None:
         attributes: all but `digests` and `complete`.
     """
     digests = write_digests(root)
-    root.attrs.put(seal({**attributes, "digests": digests, "complete": True}))
-
-
-def seal(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """A store's attributes with a digest over them, of their JSON with sorted keys."""
-    facts = json.loads(json.dumps({k: attributes[k] for k in attributes if k != SEAL}))
-    text = json.dumps(facts, sort_keys=True)
-    return {**facts, SEAL: digest_of(text.encode()).hex()}
+    root.attrs.put(seal({**attributes, "digests": digests, "complete": True}, SEAL))
 
 
 def num_blocks(array: Any) -> int:
@@ -273,7 +271,10 @@ def read_file(array: Any, name: str) -> bytes:
         StoreError: the same at an address.
     """
     if isinstance(array.store, LocalStore):
-        return Path(array.store.root, array.path, name).read_bytes()
+        file = Path(array.store.root, array.path, name)
+        if not file.is_file() or file.stat().st_size > _MAX_FILE_BYTES:
+            raise FileNotFoundError(f"{file} is no file, or of more than {_MAX_FILE_BYTES:,} bytes")
+        return file.read_bytes()
     value = sync((array.store_path / name).get())
     if value is None:
         raise FileNotFoundError("it is missing")
@@ -285,6 +286,14 @@ def open_root(path: Path, mode: str) -> Any:
     if not (path / "zarr.json").is_file():
         raise StoreError(f"{path} is not a deflow-vision store: it has no zarr.json.")
     try:
+        refuse_odd_description(path)
         return zarr.open_group(path, mode=mode, zarr_format=3, use_consolidated=False)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except UNREADABLE as error:
         raise StoreError(f"{path} is not a deflow-vision store: {error}") from error
+
+
+def refuse_odd_description(folder: Path) -> None:
+    """Raise a `ValueError` if a `zarr.json` is no file, or of a size that no description has."""
+    file = folder / "zarr.json"
+    if file.exists() and not (file.is_file() and file.stat().st_size <= _MAX_DESCRIPTION_BYTES):
+        raise ValueError(f"{file} is no file, or of more than {_MAX_DESCRIPTION_BYTES:,} bytes")

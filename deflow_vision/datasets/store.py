@@ -29,10 +29,12 @@ from deflow_vision.datasets.schema import (
     SEAL,
     SIDE_DTYPES,
     SPLITS,
+    UNREADABLE,
     StoreError,
     missing_block,
     open_root,
     read_all,
+    refuse_odd_description,
 )
 from deflow_vision.datasets.writer import StoreWriter
 from deflow_vision.tasks import d4rl_task
@@ -223,12 +225,14 @@ def _open_split(path: Path | str, root: Any, name: str, attributes: dict[str, An
 
 def _open_array(path: Path | str, root: Any, key: str, rows: int) -> Any:
     try:
+        if isinstance(path, Path):
+            refuse_odd_description(path / key)
         array = root[key]
     except StoreError:
         raise
     except KeyError as error:
         raise damaged(path, f"array {key} is missing") from error
-    except (ValueError, TypeError, OSError) as error:
+    except UNREADABLE as error:
         raise damaged(path, f"array {key} cannot be opened: {error}") from error
     check_description(path, key, array, rows)
     # At an address each block would be a request: there one that is absent is an error when read.

@@ -276,12 +276,13 @@ class StoreWriter:
     def _restore(self, progress: Progress) -> None:
         for name, done in progress.splits.items():
             split = self._split(name)
-            split.episodes, split.states = done["episodes"], done["states"]
             for key, column in split.by_name.items():
-                rest = progress.rows[f"{name}/{key}"]
-                blocks = (split.count(key) - len(rest)) // column.array.chunks[0]
+                try:
+                    split.episodes, split.states = int(done["episodes"]), int(done["states"])
+                    blocks = column.go_on(key, split.count(key), progress.rows[f"{name}/{key}"])
+                except (KeyError, TypeError, ValueError) as error:
+                    raise self._partial.cannot_go_on(f"{name}/{key}: {error}") from error
                 self._partial.cut(column.array, blocks)
-                column.go_on(blocks, rest)
         done_already = ", ".join(f"{s.episodes} {name}" for name, s in self._splits.items())
         _log.info("%s: going on after %s episodes", self._partial.folder, done_already)
 

@@ -175,8 +175,10 @@ def serve(descriptor: int) -> None:
     Args:
         descriptor: the file descriptor of its end of the pipe.
     """
-    # Ctrl-C reaches the whole process group; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the whole process group, SLURM's signals all of a step; the parent decides what
+    # they mean, and may have an episode to end.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     os.dup2(2, 1)  # the libraries' prints would tear the parent's progress bar out of a pipe
     connection = Connection(descriptor)
     threading.Thread(target=_end_with_pipe, args=(descriptor,), daemon=True).start()
@@ -220,10 +222,8 @@ def _answer(
 
 def _end(process: subprocess.Popen[bytes], connection: Any) -> None:
     connection.close()  # the worker's next read ends it
-    for force in (process.terminate, process.kill):
-        try:
-            process.wait(timeout=_SECONDS_TO_CLOSE)
-            return
-        except subprocess.TimeoutExpired:
-            force()
-    process.wait()
+    try:
+        process.wait(timeout=_SECONDS_TO_CLOSE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

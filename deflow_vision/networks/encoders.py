@@ -31,7 +31,7 @@ class EncoderConfig:
     """shared: one encoder for all heads. separate: one a head, as the reference code has it."""
     gradients_from: tuple[str, ...] | None = None
     """The heads whose losses train a shared encoder; the others get its features detached. By
-    default those that learn a value or the data's actions, not those that only climb Q."""
+    default the one that models the data's actions, or where a method has none its critic."""
     weights: Path | None = None
     """A local safetensors file of pretrained weights, for timm models."""
     freeze: bool = False
@@ -187,9 +187,16 @@ class ObservationEncoder(nn.Module):
         """Let the encoders learn no more."""
         self.encoders.requires_grad_(False)
 
-    def freeze_copy(self, head: str) -> None:
-        """Give a head an encoder of its own that nothing trains, equal to the one it reads now."""
-        self.encoders[head] = ema_copy(self.encoders[self._key(head)])
+    def freeze_for(self, head: str) -> None:
+        """Keep the features of a head as they are.
+
+        Its encoder learns no more; where other heads train it too, the head gets a copy instead.
+        """
+        name = self._key(head)
+        if name == "shared" and set(self.gradients_from) - {head}:
+            self.encoders[head] = ema_copy(self.encoders[name])
+        else:
+            self.encoders[name].requires_grad_(False)
 
     def load(self, head: str, weights: Mapping[str, Tensor]) -> None:
         """Put another run's weights into the encoder that a head reads, and into its EMA copy."""

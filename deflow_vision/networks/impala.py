@@ -37,7 +37,8 @@ class Impala(nn.Module):
         self.feature_dim = feature_dim
         self.stacks = nn.ModuleList()
         for size in stack_sizes:
-            self.stacks.append(_Stack(channels, size, num_blocks))
+            conv = nn.Conv2d if self.stacks else _PixelConv
+            self.stacks.append(_Stack(conv(channels, size, 3, padding=1), num_blocks))
             height, width, channels = (height + 1) // 2, (width + 1) // 2, size
         self.dense = Linear(height * width * channels, feature_dim)
         for module in self.modules():
@@ -47,13 +48,24 @@ class Impala(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Encode observations (B, H, W, C) uint8 into features (B, D)."""
-        # Channels last is the fast layout for convolutions, however the observations lie.
+        # Channels last is the fast layout for convolutions, however the observations lie. Whole
+        # numbers up to 255 are exact in bfloat16 too; the first kernel divides them.
+        device = observations.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else torch.float32
         images = observations.permute(0, 3, 1, 2)
-        x = images.to(torch.float32, memory_format=torch.channels_last) / 255
+        x = images.to(dtype, memory_format=torch.channels_last)
         for stack in self.stacks:
             x = stack(x)
         x = F.relu(x).permute(0, 2, 3, 1).flatten(1)  # the reference flattens (H, W, C)
         return gelu(self.dense(x))
+
+
+class _PixelConv(nn.Conv2d):
+    """A convolution of pixels / 255: the division is done on the kernel, which is smaller."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight / 255, self.bias)  # type: ignore[no-any-return]
 
 
 class _Block(nn.Module):
@@ -68,10 +80,10 @@ class _Block(nn.Module):
 
 
 class _Stack(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int) -> None:
+    def __init__(self, conv: nn.Conv2d, num_blocks: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.blocks = nn.Sequential(*(_Block(out_channels) for _ in range(num_blocks)))
+        self.conv = conv
+        self.blocks = nn.Sequential(*(_Block(conv.out_channels) for _ in range(num_blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(same_max_pool(self.conv(x)))  # type: ignore[no-any-return]
@@ -80,7 +92,8 @@ class _Stack(nn.Module):
 def same_max_pool(x: Tensor) -> Tensor:
     """Max-pool 3x3 of stride 2 with the reference's SAME padding.
 
-    Of an even side only the right (bottom) edge is padded; `padding=1` would shift the windows.
+    Of an even side only the right (bottom) edge is padded, which is what rounding the size up does;
+    `padding=1` alone would shift the windows.
 
     Args:
         x: (B, C, H, W).
@@ -88,6 +101,5 @@ def same_max_pool(x: Tensor) -> Tensor:
     Returns:
         (B, C, ceil(H / 2), ceil(W / 2)).
     """
-    top, left = x.shape[-2] % 2, x.shape[-1] % 2
-    x = F.pad(x, (left, 1, top, 1), value=-torch.inf)
-    return F.max_pool2d(x, kernel_size=3, stride=2)
+    padding = (x.shape[-2] % 2, x.shape[-1] % 2)
+    return F.max_pool2d(x, kernel_size=3, stride=2, padding=padding, ceil_mode=True)

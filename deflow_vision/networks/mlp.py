@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deflow_vision.networks.products import Linear, ensemble_linear, linear_gelu
+from deflow_vision.networks.products import Linear, fuses, linear, linear_gelu
 
 LAYER_NORM_EPS = 1e-6
 
@@ -28,6 +29,13 @@ Activation = Callable[[Tensor], Tensor]
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh approximation, elementwise."""
     return F.gelu(x, approximate="tanh")
+
+
+def _activated(activation: Activation, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A hidden layer without its norm, (..., I) to (..., O)."""
+    if activation is gelu:
+        return linear_gelu(x, weight, bias)
+    return activation(linear(x, weight, bias))
 
 
 class MLP(nn.Module):
@@ -68,14 +76,15 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in_dim) to (..., out_dim) float32."""
         for layer, norm in zip(self.hidden, self.norms, strict=True):
-            fused = self.activation is gelu
-            x = norm(linear_gelu(x, layer) if fused else self.activation(layer(x)))
+            weight, bias = cast(Linear, layer).weight, cast(Linear, layer).bias
+            x = norm(_activated(self.activation, x, weight, bias))
         with torch.autocast(x.device.type, enabled=False):
             return self.out(x.float())  # type: ignore[no-any-return]
 
 
 class EnsembleMLP(nn.Module):
-    """E independent MLPs on the same input: their weights stacked, one batched product a layer.
+    """E independent MLPs on the same input, their weights stacked: on a GPU one batched product a
+    layer; on a CPU one member after the other, which spares what lies between the products.
 
     Args:
         num_members: E.
@@ -115,16 +124,40 @@ class EnsembleMLP(nn.Module):
         member (E, B, ...).
         """
         x = x.expand(self.num_members, *x.shape[-2:])
+        if fuses(x):
+            return self._one_by_one(x, given)
         for i in range(len(self.weights) - 1):
             weights, biases = self.weights[i], self.biases[i]
             if i == 0 and given is not None:
                 weights, biases = weights[:, -x.shape[-1] :], given
-            x = self.activation(ensemble_linear(x, weights, biases))
+            x = self.activation(torch.baddbmm(biases, x, weights))
             if self.norm_scales:
                 x = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
                 x = torch.addcmul(self.norm_shifts[i], x, self.norm_scales[i])
         with torch.autocast(x.device.type, enabled=False):
-            return ensemble_linear(x.float(), self.weights[-1], self.biases[-1])
+            return torch.baddbmm(self.biases[-1], x.float(), self.weights[-1])
+
+    def _one_by_one(self, x: Tensor, given: Tensor | None) -> Tensor:
+        """`forward` for x (E, B, ...), a member after the other."""
+        members = [
+            tuple(parameter.unbind() for parameter in parameters)
+            for parameters in (self.weights, self.biases, self.norm_scales, self.norm_shifts)
+        ]
+        outputs = []
+        for member, rows in enumerate(x):
+            weights, biases, scales, shifts = ([layer[member] for layer in m] for m in members)
+            for i, weight in enumerate(weights[:-1]):
+                if i == 0 and given is not None:
+                    kernel = weight[-rows.shape[-1] :].t()
+                    rows = self.activation(given[member] + linear(rows, kernel))
+                else:
+                    rows = _activated(self.activation, rows, weight.t(), biases[i][0])
+                if scales:
+                    scale, shift = scales[i][0], shifts[i][0]
+                    rows = F.layer_norm(rows, rows.shape[-1:], scale, shift, LAYER_NORM_EPS)
+            with torch.autocast(x.device.type, enabled=False):
+                outputs.append(linear(rows.float(), weights[-1].t(), biases[-1][0]))
+        return torch.stack(outputs)
 
     def share(self, x: Tensor) -> Tensor:
         """What x (B, ...), leading columns of the input, adds to the first layer's products.
@@ -132,7 +165,7 @@ class EnsembleMLP(nn.Module):
         (E, B, width), bias included: for inputs of which a part stays while the others change.
         """
         x = x.expand(self.num_members, *x.shape)
-        return ensemble_linear(x, self.weights[0][:, : x.shape[-1]], self.biases[0])
+        return torch.baddbmm(self.biases[0], x, self.weights[0][:, : x.shape[-1]])
 
 
 def _stacked_xavier(num_members: int, in_dim: int, out_dim: int) -> Tensor:

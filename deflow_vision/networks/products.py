@@ -33,28 +33,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _product(x, weight, bias)
 
 
-def linear_gelu(x: Tensor, layer: nn.Module) -> Tensor:
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU(W x + b), its tanh form, in one pass over memory where no gradient is asked."""
-    if torch.is_grad_enabled() or not _fuses(x):
-        return F.gelu(layer(x), approximate="tanh")
+    if torch.is_grad_enabled() or not fuses(x):
+        return F.gelu(linear(x, weight, bias), approximate="tanh")
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    weight: Any = layer.weight
-    bias: Any = layer.bias
     return _product(x.to(dtype), weight.to(dtype), bias.to(dtype), "gelu", [], "tanh")
-
-
-def ensemble_linear(x: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
-    """Products x W_i + b_i of every member: x (E, B, I), weights (E, I, O) to (E, B, O).
-
-    Args:
-        x: rows of each member.
-        weights: W_i, input by output.
-        biases: b_i, (E, 1, O), or what is added to each row, (E, B, O).
-    """
-    if biases.shape[1] != 1 or not _multiplies_by_onednn(x):
-        return torch.baddbmm(biases, x, weights)
-    members = zip(x.unbind(), weights.unbind(), biases.squeeze(1).unbind(), strict=True)
-    return torch.stack([linear(rows, w.t(), b) for rows, w, b in members])
 
 
 class _Linear(torch.autograd.Function):
@@ -83,11 +67,14 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, *after: Any) -> Ten
 
 
 def _multiplies_by_onednn(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and _fuses(x)
+    return x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and fuses(x)
 
 
-def _fuses(x: Tensor) -> bool:
-    """Whether oneDNN may be called on x, in the type that autocast gives it."""
+def fuses(x: Tensor) -> bool:
+    """Whether oneDNN, which fuses what follows a product, may be called on x as autocast casts it.
+
+    There the members of an ensemble are as fast one by one as in one batched product.
+    """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     if torch._C._are_functorch_transforms_active():

@@ -25,8 +25,8 @@ from deflow_vision.sharing.graph import WRITERS
 from deflow_vision.sharing.hub import download, is_hub_name
 from deflow_vision.sharing.origin import describe, without_places
 from deflow_vision.sharing.record import Record
-from deflow_vision.training.checkpoint import load_weights, write_weights
 from deflow_vision.training.restore import build_agent, load_policy
+from deflow_vision.training.weights import load_weights, write_weights
 from deflow_vision.types import UserError
 
 
@@ -80,7 +80,7 @@ class Policy:
         folder = _find(source, revision)
         record = open_folder(folder)
         config = from_yaml(folder / CONFIG)
-        agent = build_agent(config, record.spec, record.updates, device)
+        agent = build_agent(config, record.spec, record.updates, device, folder / WEIGHTS)
         load_weights(folder / WEIGHTS, agent)
         return cls(agent, config, record)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from deflow_vision.files import is_sound, read_json, sealed_text
+from deflow_vision.training.run_folder import parse_spec
 from deflow_vision.types import Spec, UserError
 
 SCHEMA = 1
@@ -64,8 +65,7 @@ class Record:
 
     def write(self, path: Path, digests: Mapping[str, str]) -> None:
         """Write `spec.json`, with the digests of the files beside it."""
-        values = {"schema": SCHEMA, **asdict(self), "files": dict(digests)}
-        path.write_text(json.dumps(values, indent=2) + "\n")
+        path.write_text(sealed_text({"schema": SCHEMA, **asdict(self), "files": dict(digests)}))
 
 
 def read_record(path: Path) -> tuple[Record, dict[str, str]]:
@@ -78,10 +78,15 @@ def read_record(path: Path) -> tuple[Record, dict[str, str]]:
         UserError: it cannot be read, or is of a newer version of this library.
     """
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
         schema, digests = int(values["schema"]), dict(values["files"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, ArithmeticError) as error:
         raise UserError(f"{path} does not describe a policy ({error!r}); export it anew.") from None
+    if not is_sound(values):
+        raise UserError(
+            f"{path} does not match its own digest: it is damaged or was changed. Fetch or export "
+            "the policy again."
+        )
     if schema > SCHEMA:
         raise UserError(
             f"{path} has schema {schema}, this version of deflow-vision knows those up to "
@@ -90,6 +95,32 @@ def read_record(path: Path) -> tuple[Record, dict[str, str]]:
     names = [field.name for field in fields(Record)]
     if missing := [name for name in names if name not in values]:
         raise UserError(f"{path} says nothing of {', '.join(missing)}; export the policy anew.")
+    parse_spec(values, path)
+    for name, (fits, what) in _FACTS.items():
+        if not fits(values[name]):
+            raise UserError(f"{path}: {name} is {values[name]!r}, must be {what}.")
     tuples = ("observation_shape", "reward_range", "evaluations")
     found = {name: values[name] for name in names}
     return Record(**found | {name: tuple(found[name]) for name in tuples}), digests
+
+
+def _whole(value: Any, least: int) -> bool:
+    return type(value) is int and least <= value < 1 << 62
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+
+
+_TEXT = (lambda value: isinstance(value, str), "text")
+_FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("task", "algo", "env_id", "render_profile", "run"), _TEXT),
+    "frame_stack": (lambda value: _whole(value, 1), "a whole number of at least 1"),
+    **dict.fromkeys(("noise_dim", "updates"), (lambda value: _whole(value, 0), "a whole number")),
+    **dict.fromkeys(("data", "versions"), (_texts, "a mapping of text")),
+    "evaluations": (
+        lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
+        "a list of mappings",
+    ),
+}
+"""What each fact of a record must be."""

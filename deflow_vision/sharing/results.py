@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from deflow_vision.analysis.tables import read_table
+from deflow_vision.files import read_json
 from deflow_vision.training.evaluation import normalized_score
+from deflow_vision.types import UserError
 
 
 def evaluations(run_dir: Path, step: int, seed: int, env_id: str) -> tuple[dict[str, Any], ...]:
@@ -28,8 +30,17 @@ def evaluations(run_dir: Path, step: int, seed: int, env_id: str) -> tuple[dict[
     """
     found = [_evaluation(run_dir, step, when="in training", env_id=env_id, seed=seed, acting={})]
     for path in sorted((run_dir / "evaluations").glob("*/evaluation.json")):
-        asked = json.loads(path.read_text())["arguments"]
-        settings = {"env_id": asked["env"], "seed": asked["seed"], "acting": asked["acting"]}
+        try:
+            asked = read_json(path)["arguments"]
+            settings: dict[str, Any] = {
+                "env_id": str(asked["env"]),
+                "seed": int(asked["seed"]),
+                "acting": dict(asked["acting"]),
+            }
+        except (OSError, ValueError, TypeError, KeyError, ArithmeticError) as error:
+            raise UserError(
+                f"{path} is damaged ({error!r}): remove {path.parent} to do without it."
+            ) from None
         found.append(_evaluation(path.parent, step, when="afterwards", **settings))
     return tuple(each for each in found if each)
 
@@ -38,7 +49,8 @@ def _evaluation(
     folder: Path, step: int, *, when: str, env_id: str, seed: int, acting: dict[str, Any]
 ) -> dict[str, Any]:
     path = folder / "episodes.csv"
-    rows = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["step"])
+    columns = ("step", "return", "length", "seed", "capped")
+    rows = read_table(path, columns) if path.is_file() else pd.DataFrame(columns=["step"])
     rows = rows[rows["step"] == step]
     if rows.empty:
         return {}

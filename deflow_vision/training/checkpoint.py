@@ -20,16 +20,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from deflow_vision.types import UserError
+from deflow_vision.files import is_sound, read_json, sealed_text
+from deflow_vision.training.weights import (
+    CheckpointError,
+    load_weights,
+    read_arrays,
+    write_arrays,
+    write_weights,
+)
 
 FILES = ("agent.safetensors", "optimizer.safetensors")
-
-
-class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, or of another run."""
+_HIDDEN = ".partial-"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def save(
         CheckpointError: the disk is full, or does not take it; earlier checkpoints stay.
     """
     folder = run_dir / "checkpoints"
-    part = folder / f".partial-step_{step}"
+    part = folder / f"{_HIDDEN}step_{step}"
     shutil.rmtree(part, ignore_errors=True)
     try:
         _write(part, step, agent, optimizer, identity, replay)
@@ -84,8 +87,16 @@ def save(
     part.rename(final)
     sync(folder)
     for old in checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(old.path)
+        # Under another name first: what a kill leaves of it is no checkpoint, and goes next time.
+        old.path.rename(folder / f"{_HIDDEN}{old.path.name}")
+    _remove_leftovers(folder)
     return Checkpoint(final, step)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what is left of checkpoints whose writing or removal did not end."""
+    for path in folder.glob(f"{_HIDDEN}step_*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(
@@ -98,7 +109,7 @@ def _write(
 ) -> None:
     part.mkdir(parents=True)
     write_weights(part / FILES[0], agent)
-    save_file(_contiguous(_flatten(agent, optimizer)), part / FILES[1])
+    write_arrays(part / FILES[1], _flatten(agent, optimizer))
     state = {
         "step": step,
         "identity": dict(identity),
@@ -106,7 +117,7 @@ def _write(
     }
     if replay is not None:
         state["replay"] = dict(replay)
-    (part / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    (part / "state.json").write_text(sealed_text(state))
     for name in (*FILES, "state.json"):
         sync(part / name)
 
@@ -139,35 +150,22 @@ def load(
         _compare(checkpoint.path, state["identity"], identity)
     load_weights(checkpoint.path / FILES[0], agent)
     if optimizer is not None:
-        device = str(next(agent.parameters()).device)
-        arrays = load_file(checkpoint.path / FILES[1], device=device)
-        parameters = dict(agent.named_parameters())
-        for key, array in arrays.items():
-            entry, _, name = key.partition("/")
-            optimizer.state[parameters[name]][entry] = array
+        _load_optimizer(checkpoint.path / FILES[1], agent, optimizer)
 
 
-def load_weights(path: Path, agent: nn.Module) -> None:
-    """Put the arrays of a safetensors file into `agent`.
-
-    Raises:
-        CheckpointError: they are not those of this agent.
-    """
-    weights = load_file(path, device=str(next(agent.parameters()).device))
-    own = agent.state_dict()
-    wrong = [n for n in own.keys() | weights.keys() if _shape(own, n) != _shape(weights, n)]
-    if wrong:
-        name = min(wrong)
-        raise CheckpointError(
-            f"{path.parent}: {len(wrong)} arrays do not fit this agent; {name} is "
-            f"{_shape(weights, name)} there and {_shape(own, name)} here."
-        )
-    agent.load_state_dict(weights)
-
-
-def write_weights(path: Path, agent: nn.Module) -> None:
-    """Write all arrays of `agent` into a safetensors file."""
-    save_file(_contiguous(agent.state_dict()), path)
+def _load_optimizer(path: Path, agent: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the arrays of a safetensors file into the state of `optimizer`."""
+    parameters = dict(agent.named_parameters())
+    for key, array in read_arrays(path, next(agent.parameters()).device).items():
+        entry, _, name = key.partition("/")
+        shape = parameters[name].shape if name in parameters else None
+        wanted = {"step": torch.Size(()), "exp_avg": shape, "exp_avg_sq": shape}.get(entry)
+        if shape is None or array.shape != wanted or array.dtype != torch.float32:
+            raise CheckpointError(
+                f"{path}: {key!r}, {tuple(array.shape)} {array.dtype}, is nothing that the "
+                "optimizer of this agent has."
+            )
+        optimizer.state[parameters[name]][entry] = array
 
 
 def checkpoints(run_dir: Path) -> list[Checkpoint]:
@@ -175,7 +173,7 @@ def checkpoints(run_dir: Path) -> list[Checkpoint]:
     found = []
     for path in (run_dir / "checkpoints").glob("step_*"):
         match = re.fullmatch(r"step_(\d+)", path.name)
-        if match and (path / "state.json").is_file():
+        if match and path.is_dir():
             found.append(Checkpoint(path, int(match[1])))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
@@ -195,10 +193,6 @@ def _flatten(agent: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
     }
 
 
-def _contiguous(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: array.detach().contiguous() for name, array in arrays.items()}
-
-
 def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
     """What `state.json` of a checkpoint says.
 
@@ -207,12 +201,21 @@ def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     path = checkpoint.path
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = read_json(path / "state.json")
         int(state["step"]), dict(state["identity"]), [state["digests"][name] for name in FILES]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path}/state.json cannot be read ({error!r}); remove {path}."
         ) from None
+    if not is_sound(state):
+        raise CheckpointError(
+            f"{path}/state.json does not match its own digest: it is damaged. Remove {path} to "
+            "resume from the checkpoint before it."
+        )
+    if state["step"] != checkpoint.step:
+        raise CheckpointError(
+            f"{path} is the checkpoint of step {state['step']}: give it that name, or remove it."
+        )
     return state  # type: ignore[no-any-return]
 
 
@@ -227,10 +230,6 @@ def _compare(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
             f"{path} is of another configuration:\n{lines}\n"
             "Resume with the values of its own run, or start a new run."
         )
-
-
-def _shape(arrays: Mapping[str, Tensor], name: str) -> tuple[int, ...] | str:
-    return tuple(arrays[name].shape) if name in arrays else "missing"
 
 
 def digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from datetime import timedelta
@@ -59,3 +60,18 @@ def computes_bfloat16(device: torch.device) -> bool:
 def free_device_memory(device: torch.device) -> int:
     """Free bytes of a GPU; 0 for a device without memory of its own."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep what tensors free, for the next ones; whether it does now.
+
+    By default glibc takes each large block from the system and gives it back, and the system clears
+    the pages every time: a fifth of an update from pixels. Memory then peaks as before, and what a
+    process has freed stays with it.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+        return bool(libc.mallopt(trim_threshold, 2**31 - 1) and libc.mallopt(mmap_max, 0))
+    except (OSError, AttributeError):  # not Linux, or another C library
+        return False

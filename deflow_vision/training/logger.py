@@ -178,7 +178,23 @@ class CsvTable:
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a table."""
-    whole, _, _ = path.read_text().rpartition("\n")  # a line that lost its end is a torn one
-    reader = csv.DictReader(StringIO(whole), restval="")
-    return list(reader.fieldnames or []), list(reader)
+    """Columns and rows of a table.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("it is no file")
+        whole, _, _ = path.read_text().rpartition("\n")  # a line that lost its end is a torn one
+        reader = csv.DictReader(StringIO(whole), restval="")
+        columns, rows = list(reader.fieldnames or []), list(reader)
+        for number, row in enumerate(rows, 2):
+            if None in row or not row.get("step", "").isdecimal():
+                raise ValueError(f"line {number} has no step, or more cells than there are columns")
+    except (ValueError, csv.Error) as error:
+        raise UserError(
+            f"{path} is damaged: {error}. Mend its text, or move it away; the run goes on from its "
+            "checkpoint without it."
+        ) from None
+    return columns, rows

@@ -24,11 +24,15 @@ from deflow_vision.seeding import derive_seed
 from deflow_vision.training import checkpoint
 from deflow_vision.training.batches import make_feed
 from deflow_vision.training.begin import begin_from
+from deflow_vision.training.devices import make_accelerator
 from deflow_vision.training.feed import Feed
 from deflow_vision.training.logger import is_evaluated
 from deflow_vision.training.online import Collector, open_buffers, open_training_pool
 from deflow_vision.training.setup import Setup, prepare
+from deflow_vision.training.stopping import Stop, Stopped
 from deflow_vision.training.update import make_update
+from deflow_vision.training.watch import Runaway, Watch
+from deflow_vision.types import UserError
 
 
 def train(config: TrainConfig) -> Path:
@@ -43,12 +47,28 @@ def train(config: TrainConfig) -> Path:
     Raises:
         UserError: the data, the machine or the configuration does not allow it; the message says
             what to do.
+        Stopped: it was told to, and has saved a checkpoint.
     """
-    with prepare(config) as setup:
-        return _train(setup)
+    accelerator = make_accelerator(config)
+    with Stop(accelerator) as stop, prepare(config, accelerator) as setup:
+        try:
+            return _train(setup, stop)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise UserError(_out_of_memory(setup, error)) from error
 
 
-def _train(setup: Setup) -> Path:
+def _out_of_memory(setup: Setup, error: BaseException) -> str:
+    last = checkpoint.latest(setup.run_dir)
+    found = "it has no checkpoint yet" if last is None else f"its last checkpoint is {last.path}"
+    return (
+        f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more is to be had'}. "
+        "Evaluation takes less with smaller --eval.num-envs and --eval.videos, training with "
+        "--data.residency stream, or in a new run with a smaller --batch-size. Go on with "
+        f"--resume {setup.run_dir}: {found}."
+    )
+
+
+def _train(setup: Setup, stop: Stop) -> Path:
     config, accelerator = setup.config, setup.accelerator
     agent = make_agent(setup)
     start, last, turn = setup.first_step, setup.last_step, config.offline_steps
@@ -64,7 +84,8 @@ def _train(setup: Setup) -> Path:
     setup.open_run_folder()  # nothing is written before all of the above has succeeded
     wrapped = accelerator.prepare(agent)
     graphs = config.cuda_graphs
-    update = make_update(agent, wrapped, optimizer, accelerator, cuda_graphs=graphs)
+    watch = Watch(agent, optimizer, setup.run_dir, accelerator.process_index)
+    update = make_update(agent, wrapped, optimizer, accelerator, watch, cuda_graphs=graphs)
     collector = None
     if training_pool is not None:
         collector = Collector(training_pool, open_buffers(setup, agent), setup)
@@ -76,23 +97,38 @@ def _train(setup: Setup) -> Path:
     with setup.progress() as progress:
         meter = _Meter(feed, collector)
         recent: dict[str, Tensor] = {}  # latest values: some stages leave out some of them
+        runaway = Runaway(setup.spec, agent.config)
         played: dict[str, float] = {}  # the last episode of the training environment
         to_save = False
         for step in range(start, last + 1):
-            loaded = step == start and setup.resume_from is not None
+            resumed_here = step == start and setup.resume_from is not None
+            loaded = resumed_here  # whether there is a checkpoint of this step
             ends = (turn, last)
             to_save |= not loaded and _due(step, config.checkpoint.every, ends, at_start=False)
+            leaving = stop.asked(step)
+            to_save |= leaving and not loaded
             if to_save and (collector is None or collector.at_rest or step == last):
+                watch.settle()
                 if accelerator.is_main_process:
                     save(setup, step, agent, optimizer, collector)
                 accelerator.wait_for_everyone()
                 recent.clear()  # a run that goes on from here logs the same rows
-                to_save = False
-            known = loaded and evaluated
+                to_save, loaded = False, True
+            if leaving and not to_save:
+                stop.leave()
+            known = resumed_here and evaluated
             if not known and _due(step, config.eval.every, ends, at_start=config.eval.at_start):
                 metrics = validate(wrapped, val_feed, setup, agent.stage(step))
-                if evaluator is not None:
-                    metrics |= evaluator(agent, step)
+                try:
+                    with stop.at_once():
+                        if evaluator is not None:
+                            metrics |= evaluator(agent, step)
+                except Stopped:
+                    resting = collector is None or collector.at_rest
+                    if accelerator.is_main_process and resting and not loaded:
+                        watch.settle()
+                        save(setup, step, agent, optimizer, collector)
+                    raise
                 if logger is not None and metrics:
                     logger.log(step, metrics)
                 progress.show(step, metrics)
@@ -114,7 +150,9 @@ def _train(setup: Setup) -> Path:
             recent |= update(batch, noises, step)
             meter.count += 1
             if (step + 1) % config.log.every == 0 or step + 1 == last:
+                watch.settle()
                 values = gather_means(recent, accelerator)
+                runaway(step + 1, values)
                 recent.clear()
                 row = {f"train/{name}": value for name, value in values.items()}
                 row |= meter.read()

@@ -15,6 +15,7 @@ from deflow_vision.agents import AGENTS
 from deflow_vision.agents.base import Agent
 from deflow_vision.config import TrainConfig, apply_layer, from_yaml
 from deflow_vision.envs.pool import EnvPool
+from deflow_vision.files import write_atomically
 from deflow_vision.seeding import derive_seed
 from deflow_vision.tasks import check_own, resolve_task
 from deflow_vision.training import checkpoint
@@ -27,8 +28,8 @@ from deflow_vision.training.run_folder import (
     find_dataset,
     read_render_profile,
     read_spec,
-    write_atomically,
 )
+from deflow_vision.training.weights import check_fit
 from deflow_vision.types import Spec, UserError
 
 log = logging.getLogger(__name__)
@@ -65,12 +66,14 @@ def load_policy(
         steps = ", ".join(map(str, found)) or "none"
         raise UserError(f"{run_dir} has no checkpoint at step {step}; it has: {steps}.")
     chosen = found[max(found) if step is None else step]
-    agent = build_agent(config, spec, chosen.step, device)
+    agent = build_agent(config, spec, chosen.step, device, chosen.path / checkpoint.FILES[0])
     checkpoint.load(chosen, agent, optimizer=None)
     return agent, config, chosen.step
 
 
-def build_agent(config: TrainConfig, spec: Spec, updates: int, device: torch.device | str) -> Agent:
+def build_agent(
+    config: TrainConfig, spec: Spec, updates: int, device: torch.device | str, weights: Path
+) -> Agent:
     """An agent in the form that it has after so many updates, to load weights into and to act.
 
     Args:
@@ -78,13 +81,21 @@ def build_agent(config: TrainConfig, spec: Spec, updates: int, device: torch.dev
         spec: what it was built for.
         updates: those it had; an agent may change its form when it goes online.
         device: where it goes.
+        weights: what will be loaded: it decides, before memory is taken for the agent.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: there is no such device here, or the weights are of another agent.
     """
-    agent = AGENTS[config.algo](spec, config.agent, replace(config.encoder, weights=None))
-    if updates > config.offline_steps:
-        agent.begin_online()
+
+    def build() -> Agent:
+        agent = AGENTS[config.algo](spec, config.agent, replace(config.encoder, weights=None))
+        if updates > config.offline_steps:
+            agent.begin_online()
+        return agent
+
+    with torch.device("meta"):
+        check_fit(weights, build())
+    agent = build()
     try:
         return agent.to(device).eval()
     except RuntimeError as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,12 +21,40 @@ import torch
 
 from deflow_vision.config import TrainConfig, to_yaml
 from deflow_vision.datasets.store import Store, StoreError, open_store
+from deflow_vision.files import read_json, refuse_links, write_atomically
 from deflow_vision.types import Spec, UserError
+
+log = logging.getLogger(__name__)
 
 PACKAGES = (
     *("deflow-vision", "torch", "torchvision", "timm", "kornia", "accelerate", "zarr", "numpy"),
     *("ogbench", "mujoco", "dm_control", "gymnasium", "gymnasium-robotics", "wandb"),
 )
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Hold the folder of a run alone; the system frees the lock of a process that dies.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = os.open(run_dir / ".lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UserError(
+            f"another process is training in {run_dir}: wait for it, end it, or choose another "
+            "--run-dir."
+        ) from None
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): start no second run in it", run_dir, error)
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def create_run_folder(
@@ -43,7 +74,7 @@ def create_run_folder(
         divergence: how the data's `target_divergence` was found, where it was.
 
     Raises:
-        UserError: the folder holds a run already.
+        UserError: the folder holds a run already, or symbolic links.
     """
     if (run_dir / "config.yaml").exists():
         raise UserError(
@@ -51,6 +82,7 @@ def create_run_folder(
             "another --run-dir."
         )
     run_dir.mkdir(parents=True, exist_ok=True)
+    refuse_links(run_dir)
     record = describe_environment() | {
         "spec": asdict(spec),
         "dataset": {
@@ -73,9 +105,14 @@ def reopen_run_folder(run_dir: Path, config: TrainConfig) -> None:
     Args:
         run_dir: its folder.
         config: the resolved configuration.
+
+    Raises:
+        UserError: there are symbolic links in it.
     """
+    refuse_links(run_dir)
     record = read_record(run_dir)
-    record.setdefault("resumed", []).append(describe_environment())
+    before = record.get("resumed", [])
+    record["resumed"] = [*(before if isinstance(before, list) else []), describe_environment()]
     _write_record(run_dir, record)
     write_atomically(run_dir / "config.yaml", to_yaml(config))
 
@@ -105,7 +142,22 @@ def describe_environment() -> dict[str, Any]:
 
 def read_spec(run_dir: Path) -> Spec:
     """What the agent of a run was built for."""
-    values = read_record(run_dir)["spec"]
+    return parse_spec(read_record(run_dir)["spec"], run_dir / "environment.json")
+
+
+def parse_spec(values: Mapping[str, Any], source: Path) -> Spec:
+    """A `Spec` from JSON.
+
+    Args:
+        values: its fields.
+        source: the file that has them, for messages.
+
+    Raises:
+        UserError: a field is missing, or is not what it must be.
+    """
+    for name, (fits, what) in _SPEC.items():
+        if not fits(value := values.get(name)):
+            raise UserError(f"{source}: {name} is {value!r}, must be {what}.")
     return Spec(
         observation_shape=tuple(values["observation_shape"]),
         observation_dtype=values["observation_dtype"],
@@ -114,12 +166,35 @@ def read_spec(run_dir: Path) -> Spec:
     )
 
 
+def _count(value: Any) -> bool:
+    return type(value) is int and 1 <= value < 1 << 31
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= _GREATEST
+
+
+_GREATEST = 3.4e38  # of float32
+_SPEC: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "observation_shape": (
+        lambda value: isinstance(value, list) and len(value) in (1, 3) and all(map(_count, value)),
+        "a list of one or three counts",
+    ),
+    "observation_dtype": (lambda value: value in ("uint8", "float32"), "uint8 or float32"),
+    "action_dim": (_count, "a count"),
+    "reward_range": (
+        lambda value: isinstance(value, list) and len(value) == 2 and all(map(_number, value)),
+        "two numbers",
+    ),
+}
+
+
 def find_dataset(run_dir: Path) -> Store | None:
     """The dataset of a run, if it is still where it was, and the same."""
     dataset = read_record(run_dir)["dataset"]
     try:
         store = open_store(dataset["path"])
-    except StoreError:
+    except (StoreError, OSError, ValueError):  # the record's path may be of another machine
         return None
     return store if store.attributes["digests"] == dataset["digests"] else None
 
@@ -133,25 +208,30 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     """What `environment.json` of a run folder holds.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or lacks something that every run writes.
     """
     path = run_dir / "environment.json"
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); is {run_dir} a run folder?") from None
-    return record
+        record = read_json(path)
+        for name, kind in _RECORD.items():
+            if not isinstance(record[name], kind):
+                raise TypeError(f"{name} is {record[name]!r}")
+        for name, kind in _DATASET.items():
+            if not isinstance(record["dataset"][name], kind):
+                raise TypeError(f"dataset.{name} is {record['dataset'][name]!r}")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}); is {run_dir} a run folder?") from None
+    return record  # type: ignore[no-any-return]
+
+
+_RECORD: dict[str, Any] = {
+    **{"started": str, "machine": dict, "versions": dict, "spec": dict, "dataset": dict},
+}
+_DATASET: dict[str, Any] = {"path": str, "digests": dict, "render_profile": str | None}
 
 
 def _write_record(run_dir: Path, record: Mapping[str, Any]) -> None:
     write_atomically(run_dir / "environment.json", json.dumps(record, indent=2) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old one or the new one, never a part."""
-    part = path.with_name(f".{path.name}.partial")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 def _git_commit() -> str | None:

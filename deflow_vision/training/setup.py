@@ -24,7 +24,7 @@ from deflow_vision.tasks import Task, resolve_task
 from deflow_vision.training import checkpoint
 from deflow_vision.training.checkpoint import Checkpoint
 from deflow_vision.training.dataset import make_spec, open_task_store
-from deflow_vision.training.devices import free_device_memory, make_accelerator
+from deflow_vision.training.devices import free_device_memory
 from deflow_vision.training.divergence import settle_divergence
 from deflow_vision.training.drawing import check_drawing
 from deflow_vision.training.evaluation import Evaluator
@@ -32,7 +32,7 @@ from deflow_vision.training.identity import identity
 from deflow_vision.training.logger import RunLogger
 from deflow_vision.training.own import open_own_task
 from deflow_vision.training.progress import TrainingProgress
-from deflow_vision.training.run_folder import create_run_folder, reopen_run_folder
+from deflow_vision.training.run_folder import create_run_folder, held, reopen_run_folder
 from deflow_vision.types import Spec, UserError
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class Setup:
     def open_run_folder(self) -> None:
         """Make the folder of a new run; write down what a resumed run changes."""
         if self.accelerator.is_main_process:
+            self.closing.enter_context(held(self.run_dir))
             if self.resumed:
                 reopen_run_folder(self.run_dir, self.config)
             else:
@@ -170,13 +171,16 @@ class Setup:
 
 
 @contextmanager
-def prepare(config: TrainConfig) -> Iterator[Setup]:
+def prepare(config: TrainConfig, accelerator: Accelerator) -> Iterator[Setup]:
     """Check the data and the machine, make or reopen the run folder, and close all at the end.
+
+    Args:
+        config: the resolved configuration.
+        accelerator: from `make_accelerator`.
 
     Raises:
         UserError: something does not fit; the message says what to do.
     """
-    accelerator = make_accelerator(config)
     if config.env is None:
         task = resolve_task(config.task)
         store = open_task_store(config, task)

@@ -9,7 +9,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from deflow_vision.agents.base import Agent, detached
+from deflow_vision.training.devices import keep_freed_memory
+from deflow_vision.training.watch import Seen, Watch
 from deflow_vision.types import Batch, UserError
+
+Gradients = tuple[dict[str, Tensor], list[str], Tensor]
 
 WARM_UP = 3
 """Updates of each kind before the one that is recorded: libraries set themselves up in them."""
@@ -23,6 +27,7 @@ class Update:
         wrapped: the same as the accelerator prepared it.
         optimizer: its optimizer, unwrapped.
         accelerator: precision and processes.
+        watch: looks at what is to be finite.
     """
 
     def __init__(
@@ -31,9 +36,11 @@ class Update:
         wrapped: nn.Module,
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
+        watch: Watch,
     ) -> None:
         self._agent, self._wrapped = agent, wrapped
         self._optimizer, self._accelerator = optimizer, accelerator
+        self._watch = watch
 
     def __call__(self, batch: Batch, noises: Any, step: int) -> dict[str, Tensor]:
         """Learn from a batch.
@@ -45,8 +52,12 @@ class Update:
 
         Returns:
             The losses and metrics by name, scalars on the device, until the next update.
+
+        Raises:
+            DivergedError: a loss or a gradient is not finite, or was in one of the last updates.
         """
-        values = self.gradients(batch, noises, self._agent.stage(step))
+        values, names, finite = self.gradients(batch, noises, self._agent.stage(step))
+        self._watch(Seen(step, names, finite, batch, noises))
         for group in self._optimizer.param_groups:
             if "clip" in group:
                 self._accelerator.clip_grad_norm_(group["params"], group["clip"])
@@ -56,12 +67,30 @@ class Update:
         self._optimizer.step()
         return values
 
-    def gradients(self, batch: Batch, noises: Any, stage: Any) -> dict[str, Tensor]:
-        """Put the gradients of the summed losses in place; the losses and metrics by name."""
+    def gradients(self, batch: Batch, noises: Any, stage: Any) -> Gradients:
+        """Put the gradients of the summed losses in place.
+
+        Returns:
+            The losses and metrics by name; names of what must be finite, and whether each is.
+        """
         losses, metrics = self._wrapped(batch, noises, stage)
         self._optimizer.zero_grad(set_to_none=True)
-        self._accelerator.backward(torch.stack(list(losses.values())).sum())
-        return detached({**losses, **metrics})
+        stacked = torch.stack(list(losses.values()))
+        self._accelerator.backward(stacked.sum())
+        norms = self._gradient_norms()
+        names = [*losses, *(f"the gradient of {network}" for network in norms)]
+        values = torch.stack([*stacked.detach(), *norms.values()])
+        return detached({**losses, **metrics}), names, values.isfinite()
+
+    def _gradient_norms(self) -> dict[str, Tensor]:
+        """The norm of the gradient of each network, by its name in the agent."""
+        networks: dict[str, list[Tensor]] = {}
+        for name, parameter in self._agent.named_parameters():
+            if parameter.grad is not None:
+                networks.setdefault(name.partition(".")[0], []).append(parameter.grad)
+        return {
+            name: torch.nn.utils.get_total_norm(gradients) for name, gradients in networks.items()
+        }
 
     def forget(self) -> None:
         """Take note that the agent's networks were frozen or replaced."""
@@ -82,8 +111,9 @@ class GraphedUpdate(Update):
         wrapped: nn.Module,
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
+        watch: Watch,
     ) -> None:
-        super().__init__(agent, wrapped, optimizer, accelerator)
+        super().__init__(agent, wrapped, optimizer, accelerator, watch)
         self._stream = torch.cuda.Stream(accelerator.device)  # type: ignore[no-untyped-call]
         self.forget()
 
@@ -92,7 +122,7 @@ class GraphedUpdate(Update):
         self._seen: dict[Any, int] = {}
         self._graphs: dict[Any, _Recorded] = {}
 
-    def gradients(self, batch: Batch, noises: Any, stage: Any) -> dict[str, Tensor]:
+    def gradients(self, batch: Batch, noises: Any, stage: Any) -> Gradients:
         """Replay the graph of this stage; record it after its first updates."""
         quantity = isinstance(stage, Tensor)
         kind = "quantity" if quantity else stage
@@ -105,7 +135,7 @@ class GraphedUpdate(Update):
         recorded = self._graphs[kind] = self._record(batch, noises, stage, inputs)
         return recorded.replay(inputs)
 
-    def _beside(self, batch: Batch, noises: Any, stage: Any) -> dict[str, Tensor]:
+    def _beside(self, batch: Batch, noises: Any, stage: Any) -> Gradients:
         """Compute on a stream of its own, as is asked before a recording."""
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
@@ -141,7 +171,7 @@ class _Recorded:
         self,
         graph: torch.cuda.CUDAGraph,
         inputs: list[Tensor | None],
-        values: dict[str, Tensor],
+        values: Gradients,
         optimizer: torch.optim.Optimizer,
     ) -> None:
         self._graph, self._values = graph, values
@@ -149,7 +179,7 @@ class _Recorded:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._gradients = [(p, p.grad) for p in parameters]
 
-    def replay(self, inputs: list[Tensor | None]) -> dict[str, Tensor]:
+    def replay(self, inputs: list[Tensor | None]) -> Gradients:
         for held, new in zip(self._inputs, inputs, strict=True):
             if held is not None and new is not None:
                 held.copy_(new, non_blocking=True)
@@ -164,6 +194,7 @@ def make_update(
     wrapped: nn.Module,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
+    watch: Watch,
     *,
     cuda_graphs: bool,
 ) -> Update:
@@ -174,8 +205,11 @@ def make_update(
         wrapped: the same as the accelerator prepared it.
         optimizer: its optimizer, unwrapped.
         accelerator: device, precision and processes.
+        watch: looks at what is to be finite.
         cuda_graphs: whether graphs are recorded where that is possible: on one CUDA device.
     """
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     alone = accelerator.num_processes == 1 and accelerator.device.type == "cuda"
     kind = GraphedUpdate if cuda_graphs and alone else Update
-    return kind(agent, wrapped, optimizer, accelerator)
+    return kind(agent, wrapped, optimizer, accelerator, watch)

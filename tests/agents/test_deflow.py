@@ -245,8 +245,27 @@ def test_going_online_freezes_the_base_flow_where_asked_and_nothing_else(
     assert ("flow/loss" in losses) == (not fixed)
     sum(losses.values()).backward()
     learning = {name for name, p in agent.named_parameters() if p.grad is not None}
-    stopped = {n for n in before if n.startswith(("bc_flow.", "encoder.encoders.flow."))}
+    # A shared encoder, which the flow alone trains, stops with it.
+    of_the_flow = ("bc_flow.", "encoder.encoders.flow.", "encoder.encoders.shared.")
+    stopped = {name for name in before if name.startswith(of_the_flow)}
     assert learning == before - (stopped if fixed else set())
+
+
+@pytest.mark.parametrize("head", ["critic", "refinement"])
+def test_a_shared_encoder_that_others_train_goes_on_beside_the_copy_of_a_frozen_flow(head):
+    agent = make_agent(
+        "pixels", encoder={"gradients_from": ("flow", head)}, fix_bc_flow_online=True
+    )
+    agent.begin_online()
+    losses, _ = agent(make_batch("pixels"), make_noises(agent))
+    sum(losses.values()).backward()
+    learning = {name for name, p in agent.encoder.named_parameters() if p.grad is not None}
+    assert learning == {n for n, _ in agent.encoder.named_parameters() if "encoders.shared." in n}
+    optimizer = torch.optim.Adam(agent.parameter_groups(), lr=0.1)
+    noises, observations = make_noises(agent).base_action, make_batch("pixels").observations
+    before = agent.base_actions(agent.features(observations, "flow"), noises)
+    optimizer.step()
+    assert torch.equal(agent.base_actions(agent.features(observations, "flow"), noises), before)
 
 
 @pytest.mark.parametrize("theirs", ["shared", "separate"])

@@ -1,14 +1,14 @@
 """Tests of the pictures of a run."""
 
 import imageio.v3 as iio
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from matplotlib.figure import Figure
 
 from deflow_vision.analysis import plots
-from deflow_vision.analysis.plots import learning_curves, read_table
+from deflow_vision.analysis.plots import learning_curves
+from deflow_vision.analysis.tables import read_table
 from deflow_vision.training.logger import RunLogger
 from deflow_vision.types import UserError
 
@@ -130,13 +130,6 @@ def test_a_line_that_is_being_written_is_left_out(run_dir):
     whole = read_table(path)
     path.write_text(path.read_text() + "40,1.")
     pd.testing.assert_frame_equal(read_table(path), whole)
-
-
-def test_the_interval_of_a_rate_is_wilsons():
-    low, high = plots.wilson(np.array([0, 15, 50]), np.array([50, 50, 50]))
-    # Of 0 wins it is [0, z^2 / (n + z^2)], of n wins its mirror image.
-    np.testing.assert_allclose(low, [0.0, 0.1910, 0.9287], atol=1e-4)
-    np.testing.assert_allclose(high, [0.0713, 0.4375, 1.0], atol=1e-4)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

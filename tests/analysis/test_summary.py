@@ -27,5 +27,12 @@ def test_a_short_run_names_the_full_command_of_its_own_method(run, last, solved)
     assert f"Success after 4 updates: {100 * last}% of 1 episodes" in text
 
 
+def test_the_report_is_named_where_there_is_one(run):
+    folder = run(1)
+    assert "Report" not in summarise(folder, 4)
+    (folder / "report.html").write_text("a page")
+    assert f"Report: {folder / 'report.html'}" in summarise(folder, 4)
+
+
 def test_a_run_of_full_length_suggests_no_other(run):
     assert "accelerate" not in summarise(run(1), 4)

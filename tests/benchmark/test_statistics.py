@@ -13,6 +13,7 @@ from deflow_vision.benchmark.statistics import (
     bootstrap_interval,
     interquartile_mean,
     mean_and_std,
+    mean_curve,
     probability_of_improvement,
 )
 
@@ -85,3 +86,19 @@ def test_runs_are_drawn_anew_within_each_task():
 def test_the_deviation_is_of_a_sample_and_one_seed_has_none():
     assert mean_and_std([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
     assert mean_and_std([5.0]) == (5.0, None)
+
+
+def test_a_mean_curve_has_the_interval_of_its_runs_drawn_anew():
+    curves = np.array([[0.0, 10.0], [10.0, 10.0], [20.0, 10.0], [30.0, 10.0]])
+    mean, low, high = mean_curve(curves)
+    assert mean.tolist() == [15, 10]
+    assert (low[1], high[1]) == (10, 10)
+    # The same draws as of single scores, a run at a time.
+    expected = bootstrap_interval(lambda scores: float(scores.mean()), curves[:, :1])
+    assert (low[0], high[0]) == pytest.approx(expected, abs=0.6)
+
+
+def test_a_run_that_has_no_value_at_a_step_is_left_out_there():
+    mean, low, high = mean_curve(np.array([[1.0, 5.0], [3.0, np.nan]]))
+    assert mean.tolist() == [2, 5]
+    assert (low.tolist(), high.tolist()) == ([1, 5], [3, 5])

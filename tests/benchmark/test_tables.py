@@ -118,6 +118,8 @@ def test_an_unknown_table_is_refused():
     ("changes", "message"),
     [
         ({"tasks": ["cube-singel-play"]}, "unknown task 'cube-singel-play'.*cube-single-play"),
+        ({"tasks": 5}, "5 must be the name of a task, or a list of names"),
+        ({"tasks": [5]}, r"\[5\] must be the name of a task"),
         ({"methods": {"iqll": {}}}, "iqll on .*unknown algorithm 'iqll'.*iql"),
         ({"methods": {"a b": {"algo": "bc"}}}, "methods.a b: a name has"),
         ({"methods": {"bc": {"setings": {}}}}, "unknown key 'setings'.*settings"),

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import zarr
 
-from deflow_vision.datasets.schema import read_rows, seal
+from deflow_vision.datasets.schema import SEAL, read_rows
 from deflow_vision.datasets.store import StoreError, add_goals, open_store, verify
+from deflow_vision.files import seal
 
 ZSTD = {"name": "zstd", "configuration": {"level": 3, "checksum": True}}
 
@@ -21,7 +22,7 @@ def edit_attributes(path: Path, reseal: bool = True, **changes) -> None:
     content = json.loads(file.read_text())
     facts = content["attributes"] | changes
     facts = {k: value for k, value in facts.items() if k not in changes or value is not None}
-    content["attributes"] = seal(facts) if reseal else facts
+    content["attributes"] = seal(facts, SEAL) if reseal else facts
     file.write_text(json.dumps(content))
 
 
@@ -345,3 +346,27 @@ def replace_actions(path: Path, actions: np.ndarray) -> None:
 def test_verify_reports_a_store_that_does_not_open(tmp_path):
     (problem,) = verify(tmp_path / "a.zarr")
     assert "there is no dataset" in problem
+
+
+@pytest.mark.parametrize("place", ["", "train/actions"])
+def test_a_description_without_an_end_is_refused(make_store, place):
+    path = make_store()
+    file = path / place / "zarr.json"
+    text = file.read_text()
+    file.write_text(text[:-1] + f',"x":{"[" * 100_000}{"]" * 100_000}}}')
+    with pytest.raises(StoreError, match="recursion"):
+        open_store(path)
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    with pytest.raises(StoreError, match=r"zarr\.json"):
+        open_store(path)
+
+
+@pytest.mark.parametrize("name", ["block_digests", "c/1/0/0/0"])
+def test_a_device_in_place_of_a_file_is_reported_and_not_read(make_store, name):
+    path = make_store()
+    file = path / "train/observations" / name
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    (problem,) = verify(path)
+    assert name in problem

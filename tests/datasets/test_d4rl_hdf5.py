@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deflow_vision.datasets import d4rl_hdf5
-from deflow_vision.datasets.d4rl_hdf5 import Rows, convert_hdf5
+from deflow_vision.datasets.d4rl_hdf5 import Rows, convert_hdf5, read_through
 from deflow_vision.datasets.schema import StoreError, read_all
 from deflow_vision.datasets.store import open_store, verify
 from deflow_vision.datasets.transitions import Transitions
@@ -342,3 +342,55 @@ def test_a_file_that_is_no_hdf5_or_absent_is_refused(tmp_path):
         convert_hdf5(source, tmp_path / "a.zarr")
     source.write_bytes(b"<html>not found</html>")
     assert_refused(source, tmp_path, "the file: it cannot be read")
+
+
+def put(file, key, **storage):
+    """Replace an array by one that is stored otherwise."""
+    old = file[key][()]
+    del file[key]
+    return file.create_dataset(key, old.shape, old.dtype, **storage)
+
+
+STORED_ELSEWHERE = {
+    "a link": lambda file, place: file.__setitem__("rewards", h5py.ExternalLink(place, "rewards")),
+    "raw bytes": lambda file, place: put(
+        file, "rewards", external=[(place, 0, h5py.h5f.UNLIMITED)]
+    ),
+}
+
+
+@pytest.mark.parametrize("move", STORED_ELSEWHERE.values(), ids=STORED_ELSEWHERE.keys())
+def test_an_array_that_lies_in_another_file_is_refused(tmp_path, move):
+    rows = rows_of(PEN, (), (9,))
+    source = write_file(tmp_path, PEN, rows)
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(1000))
+    with h5py.File(source, "r+") as file:
+        if "rewards" in file and move is STORED_ELSEWHERE["a link"]:
+            del file["rewards"]
+        move(file, str(secret))
+    assert_refused(source, tmp_path, r"rewards: .*(another file|no array here)")
+
+
+def test_a_chunk_that_takes_a_machines_memory_is_refused_before_it_is_decoded(tmp_path):
+    source = write_file(tmp_path, PEN, rows_of(PEN, (), (9,)))
+    with h5py.File(source, "r+") as file:
+        put(file, "rewards", maxshape=(None,), chunks=(1 << 28,), compression="gzip")
+    assert_refused(source, tmp_path, r"rewards: .*a chunk of it takes 1,073,741,824 bytes")
+    with pytest.raises(ValueError, match="a chunk of it takes"):
+        read_through(source)
+
+
+def test_rows_without_an_end_are_refused_before_all_of_them_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(d4rl_hdf5, "_LONGEST", 20)
+    monkeypatch.setattr(d4rl_hdf5, "_BLOCK_ROWS", 10)
+    read, block = [], d4rl_hdf5.Rows._block
+
+    def counted(self, start, stop):
+        read.append(start)
+        return block(self, start, stop)
+
+    monkeypatch.setattr(d4rl_hdf5.Rows, "_block", counted)
+    source = write_file(tmp_path, PEN, rows_of(PEN, (), (9,), count=1000))
+    assert_refused(source, tmp_path, "timeouts: no episode ends in 20 rows from 10 on")
+    assert len(read) < 6

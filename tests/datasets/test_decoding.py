@@ -41,7 +41,7 @@ def test_rows_that_are_to_last_have_memory_of_their_own():
 @pytest.mark.parametrize("size", [3, 5])
 def test_a_block_of_another_size_does_not_pass_for_one(size):
     decode(frame(np.ones(4, np.uint8)), (4,), UINT8, reuse=True)
-    with pytest.raises(ValueError, match="reshape"):
+    with pytest.raises(ValueError, match="no block of 4 bytes"):
         decode(frame(np.ones(size, np.uint8)), (4,), UINT8, reuse=True)
 
 
@@ -49,3 +49,9 @@ def test_a_block_of_another_size_does_not_pass_for_one(size):
 def test_what_is_no_frame_is_an_error(content):
     with pytest.raises((RuntimeError, ValueError)):
         decode(content, (4,), UINT8, reuse=True)
+
+
+def test_a_frame_that_does_not_say_its_size_is_not_decoded_into_whatever_it_takes():
+    bomb = bytes.fromhex("28b52ffd0058") + b"\x03\x00\x10\x00" + b"\x00" * 8  # no content size
+    with pytest.raises(ValueError, match="it says 0"):
+        decode(bomb, (4,), UINT8, reuse=False)

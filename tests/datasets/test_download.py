@@ -333,6 +333,22 @@ def test_file_altered_after_its_download_is_found_before_conversion(host, tmp_pa
     assert not list(tmp_path.glob("store*"))
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"no digest  a.npz\n"])
+def test_a_record_without_a_digest_is_refused_with_the_way_out(host, tmp_path, content):
+    get(host, tmp_path)
+    (tmp_path / "a.npz.sha256").write_bytes(content)
+    with pytest.raises(DownloadError, match=r"a\.npz\.sha256 holds no SHA-256: delete it"):
+        get(host, tmp_path)
+
+
+def test_a_validation_file_that_was_there_once_and_is_missing_is_asked_for(host, tmp_path):
+    fetch(tmp_path / "cube-single-play-v0.npz", [host.url], pause=0.0)
+    fetch(tmp_path / "cube-single-play-v0-val.npz", [host.url], pause=0.0)
+    (tmp_path / "cube-single-play-v0-val.npz").unlink()
+    with pytest.raises(DownloadError, match=r"-val\.npz is missing, and its digest is here"):
+        convert(tmp_path / "cube-single-play-v0.npz", tmp_path / "store.zarr")
+
+
 def test_next_address_is_tried_when_one_does_not_answer(host, tmp_path):
     assert get(host, tmp_path, urls=["http://127.0.0.1:9/a.npz", host.url]).is_file()
 

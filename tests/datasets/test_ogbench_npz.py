@@ -11,6 +11,7 @@ import pytest
 
 from deflow_vision.datasets import ogbench_npz
 from deflow_vision.datasets.convert import convert, download_store
+from deflow_vision.datasets.ogbench_npz import Archive
 from deflow_vision.datasets.relabel import Goal
 from deflow_vision.datasets.schema import StoreError, read_all
 from deflow_vision.datasets.store import StoreWriter, open_store, verify
@@ -128,7 +129,22 @@ def test_array_that_claims_more_than_memory_is_refused(tmp_path):
     with zipfile.ZipFile(source, "w") as archive:
         for name, content in (contents | {"terminals.npy": claimed}).items():
             archive.writestr(name, content)
-    with pytest.raises(StoreError, match=r"damaged.*allocate"):
+    with pytest.raises(StoreError, match=r"terminals of shape .* would take .* and there are"):
+        convert(source, tmp_path / "a.zarr")
+
+
+def test_more_terminals_than_rows_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    source = write_files(tmp_path, terminals=np.zeros(1_000, bool))
+    monkeypatch.setattr(Archive, "_lengths", lambda *_: pytest.fail("they were read"))
+    with pytest.raises(StoreError, match="16 rows of observations for 1000 terminals"):
+        convert(source, tmp_path / "a.zarr")
+
+
+def test_a_device_in_place_of_the_file_is_refused_and_not_read(tmp_path):
+    source = write_files(tmp_path)
+    source.unlink()
+    source.symlink_to("/dev/zero")
+    with pytest.raises(StoreError, match="does not exist"):
         convert(source, tmp_path / "a.zarr")
 
 

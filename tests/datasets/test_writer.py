@@ -25,6 +25,7 @@ from deflow_vision.datasets import writer as writing
 from deflow_vision.datasets.partial import DamagedSourceError, Partial
 from deflow_vision.datasets.schema import create_array
 from deflow_vision.datasets.store import StoreError, StoreWriter, add_goals, open_store, verify
+from deflow_vision.types import UserError
 
 LENGTHS = {"train": (3, 1, 6, 2, 9, 4, 4, 1), "val": (5, 2, 3)}
 
@@ -306,6 +307,52 @@ def test_damaged_partial_is_refused(stopped: Path, file: str) -> None:
     damaged = Path(f"{stopped}.partial", file)
     damaged.write_bytes(damaged.read_bytes()[:-30] if file.endswith("npz") else b"")
     with pytest.raises(StoreError, match=r"is (damaged|missing).*\n.*start over"):
+        writer_of(stopped).__enter__()
+
+
+def test_links_in_a_partial_are_refused_and_nothing_beyond_them_is_removed(
+    stopped: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "zarr.json").write_text("mine")
+    Path(f"{stopped}.partial", "store", "test").symlink_to(elsewhere)
+    with pytest.raises(UserError, match=r"store/test is a symbolic link to"):
+        writer_of(stopped).__enter__()
+    assert (elsewhere / "zarr.json").read_text() == "mine"
+
+
+def test_a_partial_that_is_itself_a_link_is_refused(stopped: Path, tmp_path: Path) -> None:
+    Path(f"{stopped}.partial").rename(tmp_path / "elsewhere")
+    Path(f"{stopped}.partial").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="it is a symbolic link"):
+        writer_of(stopped).__enter__()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows.pop("train/qpos"),
+        lambda rows: rows.update({"train/qpos": rows["train/qpos"][:-1]}),
+        lambda rows: rows.update({"train/qpos": rows["train/qpos"] * np.nan}),
+        lambda rows: rows.update({"train/qpos": rows["train/qpos"][:, :1]}),
+        lambda rows: rows.update(facts=np.frombuffer(b"{}", np.uint8)),
+        lambda rows: rows.update(facts=np.frombuffer(b"[", np.uint8)),
+    ],
+)
+def test_progress_that_does_not_fit_is_refused(stopped: Path, change: Callable[..., Any]) -> None:
+    file = Path(f"{stopped}.partial", "progress.npz")
+    rows = dict(np.load(file))
+    change(rows)
+    np.savez(file, **rows)
+    with pytest.raises(StoreError, match=r"cannot be gone on with: .*\n.*start over"):
+        writer_of(stopped).__enter__()
+
+
+def test_progress_that_grows_when_it_is_read_is_refused(stopped: Path) -> None:
+    file = Path(f"{stopped}.partial", "progress.npz")
+    np.savez_compressed(file, **np.load(file))
+    with pytest.raises(StoreError, match="it is compressed"):
         writer_of(stopped).__enter__()
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deflow_vision.networks.products import Linear, ensemble_linear, linear
+from deflow_vision.networks.products import Linear, linear
 
-ROWS, IN, OUT, MEMBERS = 6, 7, 5, 3
+ROWS, IN, OUT = 6, 7, 5
 
 
 def draw(*shape):
@@ -52,15 +52,6 @@ def test_gradients_are_made_only_where_they_are_asked():
     linear(x, weight).sum().backward()
     torch.testing.assert_close(weight.grad, x.sum(0).expand(OUT, IN))
     assert x.grad is None
-
-
-@pytest.mark.parametrize("biases", [(MEMBERS, 1, OUT), (MEMBERS, ROWS, OUT)])
-def test_an_ensemble_is_a_layer_a_member(biases):
-    inputs = [draw(MEMBERS, ROWS, IN), draw(MEMBERS, IN, OUT), draw(*biases)]
-    assert_same(
-        gradients(ensemble_linear, inputs),
-        gradients(lambda x, weights, biases: torch.baddbmm(biases, x, weights), inputs),
-    )
 
 
 def test_transforms_pass_through():

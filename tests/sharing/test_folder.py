@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -12,15 +13,20 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save
 
+from deflow_vision.analysis.plots import learning_curves
+from deflow_vision.config import load
+from deflow_vision.files import sealed_text
 from deflow_vision.sharing import Policy
 from deflow_vision.sharing.folder import NEEDED
+from deflow_vision.training.loop import train
 from deflow_vision.types import UserError
 
 
 def edit_spec(folder: Path, **changes: object) -> None:
     values = json.loads((folder / "spec.json").read_text())
-    (folder / "spec.json").write_text(json.dumps(values | changes))
+    (folder / "spec.json").write_text(sealed_text(values | changes))
 
 
 def test_a_policy_comes_back_as_it_was(policy, folder, draws):
@@ -181,7 +187,7 @@ def test_a_newer_schema_is_refused(folder):
 def test_a_spec_that_says_too_little_is_refused(folder):
     values = json.loads((folder / "spec.json").read_text())
     del values["frame_stack"]
-    (folder / "spec.json").write_text(json.dumps(values))
+    (folder / "spec.json").write_text(sealed_text(values))
     with pytest.raises(UserError, match="says nothing of frame_stack"):
         Policy.from_pretrained(folder)
 
@@ -195,3 +201,84 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(folder):
 def test_a_run_folder_is_refused_with_the_way_to_share_it(run):
     with pytest.raises(UserError, match=r"is a run.*scripts/export\.py"):
         Policy.from_pretrained(run)
+
+
+def test_a_spec_that_was_changed_is_refused_and_an_old_one_without_a_digest_is_read(folder):
+    values = json.loads((folder / "spec.json").read_text())
+    (folder / "spec.json").write_text(json.dumps(values | {"updates": 7}))
+    with pytest.raises(UserError, match=r"spec\.json does not match its own digest"):
+        Policy.from_pretrained(folder)
+    del values["digest"]
+    (folder / "spec.json").write_text(json.dumps(values))
+    assert Policy.from_pretrained(folder).record.updates == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"action_dim": "2"}, "action_dim is '2', must be a count"),
+        ({"action_dim": -1}, "action_dim is -1"),
+        ({"observation_shape": [6, 6]}, r"observation_shape is \[6, 6\]"),
+        ({"observation_dtype": "int8"}, "observation_dtype is 'int8', must be uint8 or float32"),
+        ({"reward_range": [0, float("nan")]}, r"reward_range is \[0, nan\]"),
+        ({"frame_stack": 0}, "frame_stack is 0, must be a whole number of at least 1"),
+        ({"noise_dim": None}, "noise_dim is None"),
+        ({"task": 5}, "task is 5, must be text"),
+        ({"versions": []}, r"versions is \[\], must be a mapping"),
+        ({"evaluations": [1]}, r"evaluations is \[1\]"),
+    ],
+)
+def test_a_fact_that_makes_no_sense_is_refused_by_name(folder, changes, message):
+    edit_spec(folder, **changes)
+    with pytest.raises(UserError, match=rf"spec\.json: {message}"):
+        Policy.from_pretrained(folder)
+
+
+def test_sizes_that_no_memory_holds_are_refused_before_any_is_taken(folder):
+    edit_spec(folder, action_dim=2_000_000_000)
+    with pytest.raises(UserError, match="arrays do not fit this agent"):
+        Policy.from_pretrained(folder)
+
+
+def test_weights_that_are_not_finite_or_no_weights_are_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["critic.mlp.weights.0"][0] = float("nan")
+    for content, message in ((save(weights), "not finite"), (b"\xff" * 40, "cannot be read")):
+        (folder / "model.safetensors").write_bytes(content)
+        files = json.loads((folder / "spec.json").read_text())["files"]
+        found = {"model.safetensors": hashlib.sha256(content).hexdigest()}
+        edit_spec(folder, files=files | found)
+        with pytest.raises(UserError, match=message):
+            Policy.from_pretrained(folder)
+
+
+def test_an_evaluation_that_is_damaged_is_named(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "evaluations" / "x").mkdir(parents=True)
+    (copy / "evaluations" / "x" / "evaluation.json").write_text('{"arguments": {}}')
+    with pytest.raises(UserError, match=r"evaluation\.json is damaged .*remove"):
+        Policy.from_run(copy)
+
+
+def test_no_secret_of_the_environment_is_in_a_run_or_an_export(folder, run, monkeypatch, tmp_path):
+    secrets = {"WANDB_API_KEY": "wandb-5ecret", "HF_TOKEN": "hf_5ecret"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    for name in ("CACHE", "CONFIG", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    text = (run / "config.yaml").read_text()
+    flags = ["--config", str(tmp_path / "config.yaml"), "--run-dir", str(tmp_path / "run")]
+    (tmp_path / "config.yaml").write_text(text)
+    train(load([*flags, "--offline-steps", "2", "--log.wandb", "offline", "--log.tensorboard"]))
+    Policy.from_run(tmp_path / "run").save_pretrained(tmp_path / "policy")
+    learning_curves(tmp_path / "run")
+    files = [
+        path
+        for place in ("run", "policy")
+        for path in (tmp_path / place).rglob("*")
+        if path.is_file()
+    ]
+    assert {"environment.json", "spec.json", "learning_curves.png"} <= {p.name for p in files}
+    leaks = [p for p in files for value in secrets.values() if value.encode() in p.read_bytes()]
+    assert leaks == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from deflow_vision.agents import AGENTS
 from deflow_vision.config import load
 from deflow_vision.training.loop import make_optimizer, train
 from deflow_vision.training.update import GraphedUpdate, Update
+from deflow_vision.training.watch import BEHIND, DivergedError, Watch
 from tests.agents.conftest import make_agent, make_batch, make_noises, stages
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -48,7 +50,8 @@ def learned(agent, kind, update_class):
     """Parameters, losses and metrics after some updates on the GPU."""
     agent = copy.deepcopy(agent).to(DEVICE)
     optimizer = make_optimizer(agent)
-    update = update_class(agent, agent, optimizer, Accelerator())
+    watch = Watch(agent, optimizer, Path())
+    update = update_class(agent, agent, optimizer, Accelerator(), watch)
     rows = []
     for step in range(UPDATES):
         batch, noises = make_batch(kind, step), make_noises(agent, step)
@@ -92,7 +95,9 @@ def test_a_recorded_update_is_the_update(algo, kind):
 
 def test_frozen_networks_are_recorded_anew():
     agent = make_agent("pixels", fix_bc_flow_online=True).to(DEVICE)
-    update = GraphedUpdate(agent, agent, make_optimizer(agent), Accelerator())
+    optimizer = make_optimizer(agent)
+    watch = Watch(agent, optimizer, Path())
+    update = GraphedUpdate(agent, agent, optimizer, Accelerator(), watch)
 
     def go_on(steps):
         for step in steps:
@@ -147,3 +152,26 @@ def test_actions_are_those_of_the_cpu(algo, kind):
     ours = on_gpu.act(observations.to(DEVICE), generator=generator.manual_seed(0))
     theirs = agent.act(observations, generator=generator.manual_seed(0))
     torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("update_class", [Update, GraphedUpdate])
+def test_an_update_that_is_not_finite_changes_no_weight_though_it_is_noticed_later(
+    update_class, tmp_path
+):
+    agent = make_agent("state").to(DEVICE)
+    optimizer = make_optimizer(agent)
+    update = update_class(agent, agent, optimizer, Accelerator(), Watch(agent, optimizer, tmp_path))
+    for step in range(6):
+        batch, noises = make_batch("state", step), make_noises(agent, step)
+        update(to_device(batch), to_device(noises), step)
+    before = copy.deepcopy(agent.critic.state_dict())
+    bad = batch._replace(rewards=batch.rewards * float("inf"))
+
+    def go_on():
+        for step in range(6, 8 + BEHIND):
+            update(to_device(bad if step == 6 else batch), to_device(noises), step)
+
+    with pytest.raises(DivergedError, match="update 6: critic/loss"):
+        go_on()
+    for name, value in agent.critic.state_dict().items():
+        assert torch.equal(value, before[name])

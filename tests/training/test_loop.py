@@ -139,14 +139,14 @@ def test_a_damaged_checkpoint_is_refused_by_name(configure, tmp_path):
 
 
 def test_a_full_disk_ends_the_run_with_its_last_checkpoint_whole(configure, tmp_path, monkeypatch):
-    real = checkpoint.save_file
+    real = checkpoint.write_arrays
 
-    def full_from_step_6(arrays, path):
-        real(arrays, path)
+    def full_from_step_6(path, arrays):
+        real(path, arrays)
         if "step_6" in str(path) and path.name == "optimizer.safetensors":
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full_from_step_6)
+    monkeypatch.setattr(checkpoint, "write_arrays", full_from_step_6)
     run = tmp_path / "run"
     with pytest.raises(CheckpointError, match=r"step 6.*No space left.*--resume"):
         train(configure("state", run))

@@ -31,10 +31,9 @@ OFFLINE, ONLINE = 4, 14
 LAST = OFFLINE + ONLINE
 
 
-@pytest.fixture(scope="session")
-def walks(tmp_path_factory):
+def write_walks(folder):
     """Stores that fit the environments."""
-    folder, rng, stores = tmp_path_factory.mktemp("walks"), np.random.default_rng(0), {}
+    rng, stores = np.random.default_rng(0), {}
     for kind in ("state", "pixels"):
         shape = (8, 10, 1) if kind == "pixels" else (3,)
         stores[kind] = folder / f"{kind}.zarr"
@@ -56,6 +55,11 @@ def walks(tmp_path_factory):
                 actions = rng.uniform(-1, 1, (length - 1, 2))
                 writer.append_episode("train", observations, actions, goals)
     return stores | {"faulty": stores["state"]}
+
+
+@pytest.fixture(scope="session")
+def walks(tmp_path_factory):
+    return write_walks(tmp_path_factory.mktemp("walks"))
 
 
 def arguments(kind, walks, run_dir):
@@ -351,15 +355,23 @@ def test_base_actions_stay_to_the_bit_online_where_the_flow_is_fixed(kind, run, 
     }
     assert "agent:log_alpha" in moved
     assert any(name.startswith("agent:refinement.") for name in moved)
+    # The flow alone trains the shared encoder.
     assert any(name.startswith("agent:encoder.encoders.shared") for name in moved) == (
-        kind == "pixels"
+        kind == "pixels" and not frozen
     )
 
 
-@pytest.mark.parametrize("sharing", ["shared", "separate"])
-def test_a_fixed_flow_leaves_the_optimizer_and_resumes_bit_for_bit(kind, run, tmp_path, sharing):
-    flags = ("--agent.fix-bc-flow-online", "--encoder.sharing", sharing)
-    whole = run(kind, "whole", *flags)
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        ("--encoder.sharing", "shared"),
+        ("--encoder.sharing", "separate"),
+        ("--encoder.gradients-from", "critic", "flow"),
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_a_fixed_flow_leaves_the_optimizer_and_resumes_bit_for_bit(kind, run, tmp_path, encoder):
+    whole = run(kind, "whole", "--agent.fix-bc-flow-online", *encoder)
     assert any("/bc_flow" in name for name in weights(whole, OFFLINE))
     assert not any("/bc_flow" in name for name in weights(whole, LAST))
     step = [c.step for c in checkpoints(whole)][-2]

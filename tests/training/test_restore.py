@@ -64,7 +64,8 @@ def drawn_fast(tmp_path):
         "action_dim": 5,
         "reward_range": [-1, 0],
     }
-    record = {"spec": spec, "dataset": {"render_profile": "fast"}}
+    dataset = {"path": "gone", "digests": {}, "render_profile": "fast"}
+    record = {"started": "", "machine": {}, "versions": {}, "spec": spec, "dataset": dataset}
     (tmp_path / "environment.json").write_text(json.dumps(record))
     return tmp_path
 
@@ -94,7 +95,10 @@ def test_the_summary_of_a_short_run_says_so_and_names_the_full_one(trained):
 
 
 def test_the_summary_gives_success_at_both_ends(trained):
-    rows = "step,episode,success,length,capped\n0,0,0,200,1\n0,1,0,200,1\n6,0,1,90,1\n6,1,0,200,1\n"
+    rows = (
+        "step,episode,success,return,length,capped\n"
+        "0,0,0,-200,200,1\n0,1,0,-200,200,1\n6,0,1,-90,90,1\n6,1,0,-200,200,1\n"
+    )
     (trained / "episodes.csv").write_text(rows)
     text = summarise(trained, published_steps=6)
     assert "after 0 updates: 0% of 2 episodes, cut at 200 steps" in text
