@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "deflow_vision"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"types", "seeding", "tasks"}
+GROUND = {"types", "seeding", "tasks", "files"}
 NUMERICS = {
     *("flow", "noisy_flow", "shortcut", "meanflow", "diffusion", "consistency", "losses"),
 }
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "types": set(),
     "seeding": set(),
     "tasks": {"types"},
+    "files": set(),
     **dict.fromkeys(NUMERICS, GROUND | NUMERICS),
     "networks": GROUND | NUMERICS,
     "envs": GROUND,

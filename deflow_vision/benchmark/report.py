@@ -20,7 +20,7 @@ from deflow_vision.analysis.report.charts import (
     draw,
     draw_intervals,
 )
-from deflow_vision.analysis.report.page import render, without_secrets, write_page
+from deflow_vision.analysis.report.page import without_secrets, write_page
 from deflow_vision.benchmark.render import (
     MARKDOWN,
     columns_of,
@@ -104,7 +104,8 @@ def write_table_report(table: Table, root: Path) -> Path:
             f"{len(runs) - finished} of {len(runs)} runs ({', '.join(words)}): "
             f"python scripts/benchmark.py run {table.name}"
         )
-    html = render(
+    return write_page(
+        folder / "report.html",
         "table.html",
         title=table.title,
         subtitle=str(folder.resolve()),
@@ -129,8 +130,6 @@ def write_table_report(table: Table, root: Path) -> Path:
         sources=table.published,
         runs=runs,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    return write_page(folder / "report.html", html)
 
 
 def _run(cell: Cell, table: Table, folder: Path) -> Run:
