@@ -17,7 +17,7 @@ from deflow_vision.analysis.episodes import return_by_step, success_by_step
 from deflow_vision.analysis.plots import read_table
 from deflow_vision.analysis.report.axes import number
 from deflow_vision.analysis.report.charts import draw
-from deflow_vision.analysis.report.curves import chart_groups
+from deflow_vision.analysis.report.curves import REST, chart_groups
 from deflow_vision.analysis.report.dataset import dataset_card
 from deflow_vision.analysis.report.page import without_secrets, write_page
 from deflow_vision.analysis.report.settings import Section, sections_of
@@ -87,6 +87,7 @@ def write_run_report(run_dir: Path) -> Path:
             subject: [drawing for chart in charts if (drawing := draw(chart)) is not None]
             for subject, charts in groups.items()
         },
+        folded=REST,
         videos=videos,
         evaluations=_evaluations(run_dir),
         sections=_settings(folder),
