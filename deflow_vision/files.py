@@ -1,4 +1,4 @@
-"""Small files: bounded, sealed, written whole or not at all. Imports neither torch nor NumPy."""
+"""Files: read within bounds, sealed, whole or not there. Imports neither torch nor NumPy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,29 @@ def write_atomically(path: Path, text: str) -> None:
     part.unlink(missing_ok=True)  # a link there would lead the text elsewhere
     part.write_text(text)
     os.replace(part, path)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file under another name beside its own, and move it there when it is complete.
+
+    Where writing fails, what was at `path` stays as it was and nothing is left beside it. Two
+    processes may do so at once: the later one's file stays.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        write: writes the file that it is given, which has the suffix of `path`.
+
+    Returns:
+        `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.stem}.partial-{os.getpid()}{path.suffix}")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
 
 
 def refuse_links(folder: Path) -> None:

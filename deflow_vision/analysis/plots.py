@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from matplotlib.ticker import (
 from deflow_vision.analysis.episodes import return_by_step, success_by_step
 from deflow_vision.analysis.tables import read_table
 from deflow_vision.config.layers import read_yaml
+from deflow_vision.files import write_whole
 from deflow_vision.types import UserError
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -245,8 +245,4 @@ def log_scale(axis: Axes) -> None:
 
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write a figure as a PNG file, whole or not at all; gives the path back."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.partial-{os.getpid()}.png")
-    figure.savefig(part, dpi=150)
-    os.replace(part, path)
-    return path
+    return write_whole(path, lambda part: figure.savefig(part, dpi=150))

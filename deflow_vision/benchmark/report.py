@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from deflow_vision.analysis.report.charts import (
     Line,
     draw,
     draw_intervals,
+    turn_online,
 )
-from deflow_vision.analysis.report.page import render, without_secrets, write_page
+from deflow_vision.analysis.report.page import without_secrets, write_page
 from deflow_vision.analysis.tables import read_table
 from deflow_vision.benchmark.render import (
     MARKDOWN,
@@ -29,12 +31,10 @@ from deflow_vision.benchmark.render import (
     improvement_title,
     legend_of,
 )
-from deflow_vision.benchmark.results import Aggregate, Results, Row, collect, near_best
-from deflow_vision.benchmark.runs import figures_of, state_of
+from deflow_vision.benchmark.results import Aggregate, Outcome, Results, Row, collect, near_best
 from deflow_vision.benchmark.statistics import mean_curve
 from deflow_vision.benchmark.tables import Cell, Table
 from deflow_vision.tasks import Task
-from deflow_vision.types import UserError
 
 log = logging.getLogger(__name__)
 
@@ -65,18 +65,12 @@ class Run:
     """A line of the list of runs.
 
     Attributes:
-        cell: the run.
-        state: missing, interrupted, finished, or failed, for a folder that cannot be used.
-        figures: what it scored, in the table's unit; empty where it is not finished.
-        problem: why the folder cannot be used.
-        report: the run's own report, relative to the page; empty where it has none.
-        command: that makes this run.
+        outcome: what it came to.
+        report: its own report, relative to the page; empty where it has none.
+        command: that makes it.
     """
 
-    cell: Cell
-    state: str
-    figures: tuple[float, ...]
-    problem: str
+    outcome: Outcome
     report: str
     command: str
 
@@ -93,23 +87,23 @@ def write_table_report(table: Table, root: Path) -> Path:
     """
     folder = root / table.name
     results = collect(table, root)
-    cells = list(table.cells(root))
-    runs = [_run(cell, table, folder) for cell in cells]
-    finished = sum(run.state == "finished" for run in runs)
+    cells = [outcome.cell for outcome in results.outcomes]
+    states = Counter(outcome.state for outcome in results.outcomes)
+    finished = states["finished"]
     missing = []
-    if finished < len(runs):
-        counts = {state: sum(run.state == state for run in runs) for state in _UNFINISHED}
-        words = [f"{count} {state}" for state, count in counts.items() if count]
+    if finished < len(cells):
+        words = [f"{states[state]} {state}" for state in _UNFINISHED if states[state]]
         missing.append(
-            f"{len(runs) - finished} of {len(runs)} runs ({', '.join(words)}): "
+            f"{len(cells) - finished} of {len(cells)} runs ({', '.join(words)}): "
             f"python scripts/benchmark.py run {table.name}"
         )
-    html = render(
+    return write_page(
+        folder / "report.html",
         "table.html",
         title=table.title,
         subtitle=str(folder.resolve()),
         figures={
-            "Runs finished": (f"{finished}", f"of {len(runs)}"),
+            "Runs finished": (f"{finished}", f"of {len(cells)}"),
             "Tasks": (str(len(table.tasks)), ""),
             "Methods": (str(len(table.methods)), ", ".join(m.name for m in table.methods)),
         },
@@ -127,25 +121,15 @@ def write_table_report(table: Table, root: Path) -> Path:
             if (drawing := _curves(task, [c for c in cells if c.task == task], table))
         ],
         sources=table.published,
-        runs=runs,
+        runs=[_run(outcome, folder) for outcome in results.outcomes],
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    return write_page(folder / "report.html", html)
 
 
-def _run(cell: Cell, table: Table, folder: Path) -> Run:
-    state, problem = "failed", ""
-    figures: tuple[float, ...] = ()
-    try:
-        state = state_of(cell, table.protocol)
-        if state == "finished":
-            figures = figures_of(cell, table.protocol)
-    except UserError as error:
-        state, problem = "failed", str(error)
-    page = cell.run_dir / "report.html"
+def _run(outcome: Outcome, folder: Path) -> Run:
+    page = outcome.cell.run_dir / "report.html"
     report = os.path.relpath(page, folder) if page.is_file() else ""
-    command = shlex.join(["python", "scripts/train.py", *without_secrets(cell.arguments())])
-    return Run(cell, state, figures, problem, report, command)
+    arguments = without_secrets(outcome.cell.arguments())
+    return Run(outcome, report, shlex.join(["python", "scripts/train.py", *arguments]))
 
 
 def _line(row: Row, rows: Sequence[Row], results: Results) -> tuple[str, list[Figure]]:
@@ -212,8 +196,7 @@ def _curves(task: Task, cells: Sequence[Cell], table: Table) -> Drawing | None:
     interval = ", with a 95% interval by the bootstrap" if seeds[-1] > 1 else ""
     note = f"Mean over seeds ({' or '.join(map(str, seeds))}){interval}."
     config = cells[0].config()
-    online = (float(config.offline_steps), "online")
-    turn = online if config.offline_steps and config.online_steps else None
+    turn = turn_online(config.offline_steps, config.online_steps)
     bounds = (0.0,) if protocol.lower_is_better else (0.0, 100.0)
     return draw(Chart(task.name, lines, protocol.unit, bounds=bounds, turn=turn, note=note))
 

@@ -98,17 +98,36 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        cell: the run.
+        state: missing, interrupted, finished, or failed, for a folder that cannot be used.
+        figures: what it scored, in the table's unit; empty where it is not finished.
+        problem: why the folder cannot be used.
+    """
+
+    cell: Cell
+    state: str
+    figures: tuple[float, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Results:
     """All that a table shows.
 
     Attributes:
         table: what was to be run.
+        outcomes: of every run.
         rows: a row a task.
         categories: a row a category.
         summaries: aggregates.
     """
 
     table: Table
+    outcomes: Sequence[Outcome]
     rows: Sequence[Row]
     categories: Sequence[Row]
     summaries: Sequence[Summary]
@@ -123,13 +142,15 @@ def collect(table: Table, root: Path) -> Results:
         table: the table.
         root: the folder of all tables' runs.
     """
-    entries: dict[tuple[Task, str], list[tuple[float, ...] | None]] = {}
-    for cell in table.cells(root):
-        entries.setdefault((cell.task, cell.method.name), []).append(_figures(cell, table))
+    outcomes = [_outcome(cell, table) for cell in table.cells(root)]
+    entries: dict[tuple[Task, str], list[tuple[float, ...]]] = {}
+    for outcome in outcomes:
+        key = (outcome.cell.task, outcome.cell.method.name)
+        entries.setdefault(key, []).append(outcome.figures)
 
     def entry(task: Task, method: str) -> Entry:
         seeds = entries[task, method]
-        done = [figures for figures in seeds if figures is not None]
+        done = [figures for figures in seeds if figures]
         phases = len(table.protocol.phases)
         return Entry(np.array(done).reshape(-1, phases), len(done), len(seeds))
 
@@ -143,7 +164,7 @@ def collect(table: Table, root: Path) -> Results:
         for name, tasks in table.categories.items()
     ]
     summaries = [] if table.protocol.lower_is_better else _summaries(by_task)
-    return Results(table, rows, categories, summaries)
+    return Results(table, outcomes, rows, categories, summaries)
 
 
 def near_best(values: Mapping[str, float], lower_is_better: bool) -> set[str]:
@@ -155,14 +176,14 @@ def near_best(values: Mapping[str, float], lower_is_better: bool) -> set[str]:
     return {name for name, value in values.items() if abs(value - best) <= slack}
 
 
-def _figures(cell: Cell, table: Table) -> tuple[float, ...] | None:
+def _outcome(cell: Cell, table: Table) -> Outcome:
     try:
-        if state_of(cell, table.protocol) != "finished":
-            return None
-        return figures_of(cell, table.protocol)
+        state = state_of(cell, table.protocol)
+        figures = figures_of(cell, table.protocol) if state == "finished" else ()
     except UserError as error:
         log.warning("%s counts as missing: %s", cell.name, error)
-        return None
+        return Outcome(cell, "failed", problem=str(error))
+    return Outcome(cell, state, figures)
 
 
 def _published(table: Table, row: str) -> dict[str, tuple[Estimate, ...]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from deflow_vision.analysis.tables import read_table
 from deflow_vision.benchmark.protocols import Protocol
 from deflow_vision.benchmark.tables import Cell
-from deflow_vision.config import SETTLED_BY_RUN, TrainConfig, from_yaml, to_dict
+from deflow_vision.config import SETTLED_BY_RUN, TrainConfig, flatten, from_yaml, to_dict
 from deflow_vision.types import UserError
 
 State = Literal["missing", "interrupted", "finished"]
@@ -68,8 +67,8 @@ def read_config(cell: Cell) -> TrainConfig | None:
     if not path.exists():
         return None
     config = from_yaml(path)
-    saved = _flat(to_dict(config))
-    for key, wanted in _flat(to_dict(cell.config())).items():
+    saved = flatten(to_dict(config))
+    for key, wanted in flatten(to_dict(cell.config())).items():
         free = key.startswith(FREE) or wanted in SETTLED_BY_RUN
         if not free and saved[key] != wanted:
             raise UserError(
@@ -77,12 +76,3 @@ def read_config(cell: Cell) -> TrainConfig | None:
                 "move that folder away, or change the table back."
             )
     return config
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat

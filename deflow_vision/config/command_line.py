@@ -14,6 +14,7 @@ from deflow_vision.config.layers import (
     ConfigError,
     apply_layer,
     defaults,
+    flatten,
     from_yaml,
     read_yaml,
     to_dict,
@@ -258,8 +259,8 @@ def _resume(argv: Sequence[str], choice: Choice) -> TrainConfig:
     if choice.task and saved.env is None:
         asked["task"] = resolve_task(choice.task).name
     wanted = _parse(argv, choice, saved)
-    new = _flat(to_dict(wanted)) | {key: value for key, value in asked.items() if value}
-    for key, old in _flat(to_dict(saved)).items():
+    new = flatten(to_dict(wanted)) | {key: value for key, value in asked.items() if value}
+    for key, old in flatten(to_dict(saved)).items():
         # The online phase starts where the offline phase was said to end.
         late = key == "offline_steps" and saved.online_steps > 0
         if new[key] != old and (late or not key.startswith(RESUMABLE)):
@@ -269,13 +270,3 @@ def _resume(argv: Sequence[str], choice: Choice) -> TrainConfig:
                 f"without --resume. A resumed run may change {', '.join(RESUMABLE)}"
             )
     return replace(wanted, resume=run, run_dir=run)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-        )
-    return flat

@@ -224,6 +224,15 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys: `{"agent.tau": 0.005}`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
 def to_yaml(config: TrainConfig) -> str:
     """The whole configuration as YAML, which `from_yaml` reads back to an equal one."""
     return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, width=100)

@@ -86,15 +86,21 @@ def save(
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
     sync(folder)
-    for old in checkpoints(run_dir)[:-keep]:
-        # Under another name first: what a kill leaves of it is no checkpoint, and goes next time.
-        old.path.rename(folder / f"{_HIDDEN}{old.path.name}")
-    _remove_leftovers(folder)
+    remove_old(run_dir, keep)
     return Checkpoint(final, step)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what is left of checkpoints whose writing or removal did not end."""
+def remove_old(run_dir: Path, keep: int) -> None:
+    """Remove all but the newest checkpoints, and what a kill has left of any.
+
+    Args:
+        run_dir: the run folder.
+        keep: how many stay; at least 1.
+    """
+    folder = run_dir / "checkpoints"
+    for old in checkpoints(run_dir)[:-keep]:
+        # Under another name first: what a kill leaves of it is no checkpoint, and goes next time.
+        old.path.rename(folder / f"{_HIDDEN}{old.path.name}")
     for path in folder.glob(f"{_HIDDEN}step_*"):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -57,6 +57,11 @@ def computes_bfloat16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def is_of_another_process(error: RuntimeError) -> bool:
+    """Whether an error says that another process of the run is gone: NCCL's, or gloo's."""
+    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
+
+
 def free_device_memory(device: torch.device) -> int:
     """Free bytes of a GPU; 0 for a device without memory of its own."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0

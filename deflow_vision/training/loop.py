@@ -24,7 +24,7 @@ from deflow_vision.seeding import derive_seed
 from deflow_vision.training import checkpoint
 from deflow_vision.training.batches import make_feed
 from deflow_vision.training.begin import begin_from
-from deflow_vision.training.devices import make_accelerator
+from deflow_vision.training.devices import is_of_another_process, make_accelerator
 from deflow_vision.training.feed import Feed
 from deflow_vision.training.logger import is_evaluated
 from deflow_vision.training.online import Collector, open_buffers, open_training_pool
@@ -55,16 +55,31 @@ def train(config: TrainConfig) -> Path:
             return _train(setup, stop)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise UserError(_out_of_memory(setup, error)) from error
+        except RuntimeError as error:
+            if accelerator.num_processes > 1 and is_of_another_process(error):
+                raise UserError(_process_lost(setup, error)) from error
+            raise
+
+
+def _last_checkpoint(setup: Setup) -> str:
+    last = checkpoint.latest(setup.run_dir)
+    return "it has no checkpoint yet" if last is None else f"its last checkpoint is {last.path}"
+
+
+def _process_lost(setup: Setup, error: BaseException) -> str:
+    return (
+        f"another of the {setup.accelerator.num_processes} processes has ended, and says why if it "
+        f"could; this one learned of it by: {str(error).splitlines()[0]} Go on with --resume "
+        f"{setup.run_dir}: {_last_checkpoint(setup)}."
+    )
 
 
 def _out_of_memory(setup: Setup, error: BaseException) -> str:
-    last = checkpoint.latest(setup.run_dir)
-    found = "it has no checkpoint yet" if last is None else f"its last checkpoint is {last.path}"
     return (
         f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more is to be had'}. "
         "Evaluation takes less with smaller --eval.num-envs and --eval.videos, training with "
         "--data.residency stream, or in a new run with a smaller --batch-size. Go on with "
-        f"--resume {setup.run_dir}: {found}."
+        f"--resume {setup.run_dir}: {_last_checkpoint(setup)}."
     )
 
 

@@ -86,6 +86,8 @@ class Setup:
             self.closing.enter_context(held(self.run_dir))
             if self.resumed:
                 reopen_run_folder(self.run_dir, self.config)
+                # A run that was killed after its last checkpoint saves no other that would do this.
+                checkpoint.remove_old(self.run_dir, self.config.checkpoint.keep)
             else:
                 create_run_folder(self.run_dir, self.config, self.store, self.spec, self.divergence)
         self.accelerator.wait_for_everyone()

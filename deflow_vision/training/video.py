@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
 import torch
 from torchvision.utils import make_grid
+
+from deflow_vision.files import write_whole
 
 MIN_SIDE = 256
 """Pixels of the longer side under which a film is enlarged, so that 64x64 can be watched."""
@@ -33,7 +33,7 @@ def write_video(path: Path, frames: np.ndarray, fps: int = 30) -> None:
     height, width = frames.shape[1:3]
     # H.264 with halved colour planes has even sides only.
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    _write_whole(
+    write_whole(
         path,
         lambda part: iio.imwrite(
             part,
@@ -64,7 +64,7 @@ def contact_sheet(path: Path, frames: np.ndarray, num_pictures: int = 12, column
     chosen = np.linspace(0, len(frames) - 1, min(num_pictures, len(frames))).round().astype(int)
     pictures = torch.from_numpy(enlarge(frames[chosen], min_side=128)).movedim(-1, 1)
     sheet = make_grid(pictures, nrow=columns, padding=4, pad_value=255)  # (3, H, W)
-    _write_whole(path, lambda part: iio.imwrite(part, sheet.movedim(0, -1).numpy()))
+    write_whole(path, lambda part: iio.imwrite(part, sheet.movedim(0, -1).numpy()))
 
 
 def enlarge(frames: np.ndarray, min_side: int = MIN_SIDE) -> np.ndarray:
@@ -88,13 +88,3 @@ def _checked(frames: np.ndarray) -> np.ndarray:
         )
     # Of more channels than a picture has, such as depth after colours, the first ones are shown.
     return frames[..., :3] if frames.shape[-1] >= 3 else frames[..., :1].repeat(3, axis=-1)
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.partial-{os.getpid()}{path.suffix}")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -12,7 +12,9 @@ ROWS = "step,episode,success,return,length,capped\n0,0,0,-5,5,0\n4,0,{last},-5,5
 @pytest.fixture
 def run(tmp_path):
     def make(last):
-        (tmp_path / "config.yaml").write_text("{task: a-task, algo: fql, offline_steps: 4}")
+        (tmp_path / "config.yaml").write_text(
+            "{task: cube-single-play-task1, algo: fql, offline_steps: 4}"
+        )
         (tmp_path / "episodes.csv").write_text(ROWS.format(last=last))
         return tmp_path
 
@@ -22,7 +24,7 @@ def run(tmp_path):
 @pytest.mark.parametrize(("last", "solved"), [(0, False), (1, True)])
 def test_a_short_run_names_the_full_command_of_its_own_method(run, last, solved):
     text = summarise(run(last), 1000)
-    assert "accelerate launch scripts/train.py --task a-task --algo fql" in text
+    assert "accelerate launch scripts/train.py --task cube-single-play-task1 --algo fql" in text
     assert ("does not solve the task" in text) != solved
     assert f"Success after 4 updates: {100 * last}% of 1 episodes" in text
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -51,3 +51,16 @@ def write_run(cell: Cell, scores: Sequence[float], every: int = 10) -> None:
             logger.log(every * index, {score_column(cell.task): score / scale})
             logger.log(every * index, {"time/step_seconds": 0.01 * index})
     (cell.run_dir / "config.yaml").write_text(to_yaml(cell.config()))
+
+
+def write_runs(
+    table: Table,
+    root: Path,
+    scores: Mapping[tuple[str, str], Sequence[Sequence[float]]],
+    without: Container[tuple[str, str, int]] = (),
+) -> None:
+    """A finished run for each cell but some; scores by task and method, for each seed."""
+    for cell in table.cells(root):
+        key = (cell.task.name, cell.method.name)
+        if (*key, cell.seed) not in without:
+            write_run(cell, scores[key][cell.seed])

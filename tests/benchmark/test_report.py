@@ -11,7 +11,7 @@ import pytest
 
 from deflow_vision.analysis.report.run import write_run_report
 from deflow_vision.benchmark.report import write_table_report
-from tests.benchmark.conftest import write_run
+from tests.benchmark.conftest import write_run, write_runs
 from tests.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,10 +38,7 @@ def fill(table, tmp_path):
     """The run folders of all cells but some; gives the root."""
 
     def write(without=()) -> Path:
-        for cell in table.cells(tmp_path):
-            key = (cell.task.name, cell.method.name)
-            if (*key, cell.seed) not in without:
-                write_run(cell, SCORES[key][cell.seed])
+        write_runs(table, tmp_path, SCORES, without)
         return tmp_path
 
     return write

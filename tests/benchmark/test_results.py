@@ -13,7 +13,7 @@ from deflow_vision.benchmark.render import RENDERERS
 from deflow_vision.benchmark.results import collect, near_best
 from deflow_vision.benchmark.runs import figures_of, state_of
 from deflow_vision.types import UserError
-from tests.benchmark.conftest import write_run
+from tests.benchmark.conftest import write_run, write_runs
 
 SCORES = {  # of 10, 20, 30 and 40 updates; the last three count for cube, the last for pen
     ("cube-single-play-task1", "bc"): [[99, 10, 20, 30], [99, 20, 30, 40]],
@@ -28,10 +28,7 @@ def fill(tmp_path):
     """The run folders of all cells of a table but some."""
 
     def write(table, without=()):
-        for cell in table.cells(tmp_path):
-            key = (cell.task.name, cell.method.name)
-            if (*key, cell.seed) not in without:
-                write_run(cell, SCORES[key][cell.seed])
+        write_runs(table, tmp_path, SCORES, without)
         return table
 
     return write

@@ -1,4 +1,4 @@
-"""`make soak`: mutations by the thousand and kills by the dozen, of a fixed, stated length."""
+"""`make soak`: mutations by the thousand, kills by the dozen, half an hour of streaming."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
 from tests.faults.fuzz import BAD, GOOD, fuzz
 from tests.faults.kills import JOBS, Killer
+from tests.faults.long import Holding, growth, watch
 from tests.faults.subjects import SUBJECTS
 
 KILLS = {
@@ -43,7 +45,7 @@ def kills(folder: Path, share: float, seed: int) -> tuple[int, int, list[str]]:
         Kills, jobs that were killed and came to their end as if they had not been, and faults.
     """
     number, survived, faults = 0, 0, []
-    for index, job in enumerate(JOBS):
+    for index, job in enumerate(JOBS if share else ()):
         killer = Killer(job, folder / f"job-{index}")
         start, whole = time.monotonic(), killer.whole()
         rng, good = np.random.default_rng([seed, index]), 0
@@ -64,10 +66,29 @@ def kills(folder: Path, share: float, seed: int) -> tuple[int, int, list[str]]:
     return number, survived, faults
 
 
+def long_run(folder: Path, minutes: float) -> list[str]:
+    """Train for so long, and say what grew."""
+    if not minutes:
+        return []
+    seen = watch(folder / "run", 60 * minutes)
+    quarter = len(seen) // 4
+    for name, part in (("second", seen[quarter : 2 * quarter]), ("last", seen[-quarter:])):
+        held = {key: median(getattr(x, key) for x in part) for key in Holding._fields}
+        print(
+            f"streaming, {name} quarter: {held['memory'] / 1e6:.1f} MB, {held['handles']:.0f} "
+            f"handles, {held['threads']:.0f} threads, {held['processes']:.0f} processes, "
+            f"{held['rows']:,.0f} rows",
+            flush=True,
+        )
+    print(f"streaming for {minutes:g} minutes: {len(seen)} looks, tables readable in all of them")
+    return growth(seen)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--mutations", type=int, default=300, help="of each subject")
-    parser.add_argument("--kills", type=float, default=1.0, help="share of the 60 kills")
+    parser.add_argument("--mutations", type=int, default=300, help="of each subject, or 0")
+    parser.add_argument("--kills", type=float, default=1.0, help="share of the 60, or 0")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of streaming, or 0")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     start = time.monotonic()
@@ -75,14 +96,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=place) as folder:
         totals, faults = mutations(Path(folder), args.mutations, args.seed)
         number, survived, lost = kills(Path(folder), args.kills, args.seed)
+        grown = long_run(Path(folder), args.minutes)
     print(f"\nmutations tried: {totals.total()}")
     for kind in (*GOOD, *BAD):
         print(f"  {kind}: {totals[kind]}")
     print(f"kills: {number}, survived: {survived}, lost data: {len(lost)}")
     print(f"faults injected: {totals.total() + number}, {time.monotonic() - start:.0f} s")
-    for fault in (*faults, *lost):
+    for fault in (*faults, *lost, *grown):
         print(f"\nFAULT {fault}")
-    if faults or lost:
+    if faults or lost or grown:
         raise SystemExit(1)
 
 

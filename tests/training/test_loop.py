@@ -1,15 +1,10 @@
-"""The loop as a whole: resuming, determinism, processes, and what it refuses."""
+"""The loop as a whole: resuming, determinism, and what it refuses."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -79,6 +74,14 @@ def test_a_run_killed_after_its_checkpoint_goes_on_from_there(configure, tmp_pat
     shutil.rmtree(killed / "checkpoints" / "step_6")  # its rows up to step 6 are in the CSV still
     train(load(["--resume", str(killed)]))
     assert_same_run(whole, killed)
+
+
+def test_a_run_killed_before_old_checkpoints_were_removed_goes_on_without_them(configure, tmp_path):
+    run = train(configure("state", tmp_path / "run"))
+    assert [found.step for found in checkpoints(run)] == [3, 6]
+    (run / "checkpoints" / ".partial-step_3").mkdir()
+    train(load(["--resume", str(run), "--checkpoint.keep", "1"]))
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_6"]
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(configure, tmp_path):
@@ -271,44 +274,3 @@ def test_accumulation_of_gradients_is_refused(configure, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is 4"):
         train(configure("state", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one_with_the_same_global_batch(kind, arguments, configure, tmp_path):
-    streams = ("--data.num-streams", "2")
-    one = train(configure(kind, tmp_path / "one", *streams))
-    launch(arguments(kind, tmp_path / "two", *streams), processes=2)
-    ours, theirs = weights(one), weights(tmp_path / "two")
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5, msg=name)
-    columns = [c for c in rows(one) if "q_min" not in c and "q_max" not in c]  # means of extremes
-    pd.testing.assert_frame_equal(
-        rows(one)[columns], rows(tmp_path / "two")[columns], rtol=0, atol=1e-5, check_exact=False
-    )
-
-
-def launch(arguments, processes):
-    """Run scripts/train.py in several gloo processes."""
-    script = Path(__file__).parents[2] / "scripts" / "train.py"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = os.environ | {
-        "ACCELERATE_USE_CPU": "true",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "OMP_NUM_THREADS": "1",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), *arguments],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    errors = [rank.communicate(timeout=240)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * processes, errors

@@ -79,6 +79,11 @@ class Chart:
     note: str = ""
 
 
+def turn_online(offline_steps: int, online_steps: int) -> tuple[float, str] | None:
+    """The `turn` of a chart of a run that goes online after offline updates; of others None."""
+    return (float(offline_steps), "online") if offline_steps and online_steps else None
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A chart in pixels.

@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 
 from deflow_vision.analysis.episodes import return_by_step, success_by_step, wilson
-from deflow_vision.analysis.report.charts import Chart, Line
+from deflow_vision.analysis.report.charts import Chart, Line, turn_online
 
 EPISODE_GROUPS, EPISODES_A_GROUP = 20, 5
 """The success of online episodes is a rate over several: at most how many, and of how many."""
+
+REST = "Everything else that was logged"
+"""The subject that is folded away."""
 
 Q_KEYS = ("critic/q_mean", "critic/q_min", "critic/q_max")
 
@@ -30,9 +33,7 @@ def chart_groups(
     Returns:
         Subject -> its charts; a subject without charts is left out.
     """
-    turn = None
-    if config.get("offline_steps") and config.get("online_steps"):
-        turn = (float(config["offline_steps"]), "online")
+    turn = turn_online(config.get("offline_steps") or 0, config.get("online_steps") or 0)
     drawer = _Drawer(train, episodes, config.get("agent") or {}, turn)
     groups = {
         "Evaluation": [*drawer.evaluation()],
@@ -41,8 +42,8 @@ def chart_groups(
         "Q": [*drawer.values()],
         "Losses": [*drawer.losses()],
         "Time": [*drawer.times()],
+        REST: [*drawer.others()],  # the last: what nothing else has drawn
     }
-    groups["Everything else that was logged"] = [*drawer.others()]
     return {subject: charts for subject, charts in groups.items() if charts}
 
 
@@ -140,7 +141,7 @@ class _Drawer:
             yield self._chart("Q of the data's actions", lines, "discounted return", note=note)
         for key in self._names():
             if key.split("/")[-1].startswith("q") and "loss" not in key:
-                yield self._chart(f"{key}", self._both(key), "")
+                yield self._chart(key, self._both(key))
 
     def losses(self) -> Iterator[Chart]:
         for key in self._names():
@@ -162,10 +163,10 @@ class _Drawer:
 
     def others(self) -> Iterator[Chart]:
         for key in self._names():
-            yield self._chart(key, self._both(key), "")
+            yield self._chart(key, self._both(key))
         for key in map(str, self._train.columns):
             if key not in self._drawn and (lines := self._lines((key, key))):
-                yield self._chart(key, lines, "")
+                yield self._chart(key, lines)
 
     def _names(self) -> list[str]:
         """Keys of updates that are not drawn yet, without train/ or val/."""

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deflow_vision import __version__
+from deflow_vision.files import write_whole
 
 SECRET_NAME = re.compile(r"(KEY|KEY_ID|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$")
 """Environment variables whose values no page may show."""
@@ -24,15 +25,19 @@ PRIVATE_PART = re.compile(r"(?<=://)[^/@]+(?=@)|(?<=\?).+")
 """Of an address: the user's name and password, and the query, which may be a signature."""
 
 
-def render(template: str, **values: Any) -> str:
-    """A whole page; every value is escaped and without secrets (`without_secrets`).
+def write_page(path: Path, template: str, **values: Any) -> Path:
+    """Write a whole page; every value is escaped and without secrets (`without_secrets`).
 
     Its content security policy lets the browser load nothing and run nothing but the page's own
     script, which is named by its digest.
 
     Args:
+        path: the file; it appears only when it is complete.
         template: the name of a file in `templates/`.
         values: what it shows.
+
+    Returns:
+        `path`.
     """
     environment = Environment(
         loader=PackageLoader("deflow_vision.analysis.report"),
@@ -44,19 +49,10 @@ def render(template: str, **values: Any) -> str:
     )
     style, script = (_source(environment, name) for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = environment.get_template(template)
-    return page.render(style=style, script=script, digest=digest, version=__version__, **values)
-
-
-def write_page(path: Path, html: str) -> Path:
-    """Write a page, whole or not at all; gives the path back."""
-    part = path.with_name(f"{path.stem}.partial-{os.getpid()}{path.suffix}")
-    try:
-        part.write_text(html, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    html = environment.get_template(template).render(
+        style=style, script=script, digest=digest, version=__version__, **values
+    )
+    return write_whole(path, lambda part: part.write_text(html, encoding="utf-8"))
 
 
 def without_secrets(value: Any) -> Any:

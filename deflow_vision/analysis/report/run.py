@@ -16,9 +16,9 @@ import yaml
 from deflow_vision.analysis.episodes import return_by_step, success_by_step
 from deflow_vision.analysis.report.axes import number
 from deflow_vision.analysis.report.charts import draw
-from deflow_vision.analysis.report.curves import chart_groups
+from deflow_vision.analysis.report.curves import REST, chart_groups
 from deflow_vision.analysis.report.dataset import dataset_card
-from deflow_vision.analysis.report.page import render, without_secrets, write_page
+from deflow_vision.analysis.report.page import without_secrets, write_page
 from deflow_vision.analysis.report.settings import Section, sections_of
 from deflow_vision.analysis.tables import read_table
 from deflow_vision.types import UserError
@@ -76,7 +76,8 @@ def write_run_report(run_dir: Path) -> Path:
     if folder.steps and folder.done < folder.steps:
         missing.insert(0, f"the run is not finished: {folder.done:,} of {folder.steps:,} updates")
     groups = chart_groups(folder.train, folder.episodes, folder.config)
-    html = render(
+    return write_page(
+        run_dir / "report.html",
         "run.html",
         title=_title(folder),
         subtitle=str(run_dir.resolve()),
@@ -86,6 +87,7 @@ def write_run_report(run_dir: Path) -> Path:
             subject: [drawing for chart in charts if (drawing := draw(chart)) is not None]
             for subject, charts in groups.items()
         },
+        folded=REST,
         videos=videos,
         evaluations=_evaluations(run_dir),
         sections=_settings(folder),
@@ -93,7 +95,6 @@ def write_run_report(run_dir: Path) -> Path:
         record=folder.record,
         dataset=dataset_card(folder.record.get("dataset")),
     )
-    return write_page(run_dir / "report.html", html)
 
 
 def read_folder(run_dir: Path) -> Folder:

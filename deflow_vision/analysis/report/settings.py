@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from deflow_vision.config import SETTLED_BY_RUN, compose, to_dict
+from deflow_vision.config import SETTLED_BY_RUN, compose, flatten, to_dict
 from deflow_vision.types import UserError
 
 
@@ -54,9 +54,9 @@ UNPUBLISHED = (
 
 def sections_of(config: Mapping[str, Any]) -> list[Section]:
     """The settings of a run's `config.yaml`, beside the published ones where there are any."""
-    published = dict(_flat(_published(config)))
+    published = flatten(_published(config))
     groups: dict[str, list[Setting]] = {}
-    for name, value in _flat(config):
+    for name, value in flatten(config).items():
         section, dot, _ = name.partition(".")
         other = ""
         if published.get(name, value) not in (value, *SETTLED_BY_RUN):
@@ -74,15 +74,6 @@ def _published(config: Mapping[str, Any]) -> dict[str, Any]:
         return to_dict(compose(str(config["task"]), str(config["algo"])))
     except UserError:  # a task or algorithm of another version
         return {}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}.")
-        else:
-            yield name, value
 
 
 def _text(value: Any) -> str:
