@@ -45,7 +45,9 @@ def test_separate_encoders_are_a_row_each(pixels, subject):
 
 
 def test_a_head_that_froze_its_copy_is_a_row_beside_the_others(subject):
-    assert encoders_of(subject(freeze_bc_flow=True).agent) == [("critic", "refinement"), ("flow",)]
+    trained_by_both = {"gradients_from": ("critic", "flow")}
+    frozen = subject(freeze_bc_flow=True, encoder=trained_by_both)
+    assert encoders_of(frozen.agent) == [("critic", "refinement"), ("flow",)]
 
 
 @pytest.mark.parametrize("algo", AGENTS)
