@@ -39,8 +39,8 @@ def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     from deflow_vision.analysis.embedding_study import draw, study
     from deflow_vision.analysis.frames import draw_sample
+    from deflow_vision.files import write_atomically
     from deflow_vision.sharing.subjects import load_subjects, open_data
-    from deflow_vision.training.run_folder import write_atomically
     from deflow_vision.types import UserError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
