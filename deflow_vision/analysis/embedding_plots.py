@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 
@@ -27,6 +28,8 @@ BASELINES = {"random": (BLACK, "x", "--"), "pixels": (BLACK, "+", ":")}
 MAP_POINTS = 2000
 """States of a map: beyond that points only cover each other."""
 MAX_COLOURS = 4
+WIDE = 55
+"""Letters of a name of which two columns fit below a figure."""
 
 
 def plot_numbers(report: Report, features: Sequence[Features], path: Path) -> Path:
@@ -43,7 +46,8 @@ def plot_numbers(report: Report, features: Sequence[Features], path: Path) -> Pa
     labels = [*(f"probe: {name}" for name in report.targets), "kNN: action"]
     spread = np.linspace(-0.3, 0.3, len(report.rows)) if len(report.rows) > 1 else [0.0]
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        height = max(3.0, 0.45 * len(labels) + 1.0) + 0.19 * (len(report.rows) + 1) / 2
+        lines = (len(report.rows) + 1) / _legend_columns(report.names)
+        height = max(3.0, 0.45 * len(labels) + 1.0) + 0.19 * lines
         figure = Figure(figsize=(9.5, height), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
         for number, (row, name) in enumerate(zip(report.rows, report.names, strict=True)):
@@ -83,8 +87,20 @@ def plot_numbers(report: Report, features: Sequence[Features], path: Path) -> Pa
         right.set_xlabel("number of singular values, the greatest first")
         right.set_ylabel("share of their sum")
         right.set_title("Spectrum, and effective rank as a mark")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        _legend_below(figure, left)
         return save_figure(figure, path)
+
+
+def _legend_below(figure: Figure, axis: Axes) -> None:
+    """Name what `axis` has."""
+    handles, names = axis.get_legend_handles_labels()
+    columns = _legend_columns(names)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+
+
+def _legend_columns(names: Sequence[str]) -> int:
+    """Two where the names are short enough for the page."""
+    return 2 if max(map(len, names)) <= WIDE else 1
 
 
 def plot_cka(names: Sequence[str], cka: np.ndarray, path: Path, title: str) -> Path:
@@ -155,7 +171,7 @@ def plot_progress(report: Report, path: Path) -> Path:
             label_steps(axis)
         for axis in axes[len(panels) :]:
             axis.remove()
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        _legend_below(figure, axes[0])
         return save_figure(figure, path)
 
 
