@@ -74,6 +74,11 @@ def learning_curves(run_dir: Path) -> list[Path]:
     config = read_yaml(config_path) if config_path.exists() else {}
 
     panels = _panels(train, episodes, config)
+    if not panels:
+        raise UserError(
+            f"{run_dir / 'train.csv'} has none of the columns that a run writes, but "
+            f"{', '.join(map(str, train.columns[:5]))}: nothing to draw"
+        )
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
