@@ -14,7 +14,7 @@ from deflow_vision.types import UserError
 
 MAX_BYTES = 1 << 26
 SEAL = "digest"
-"""Key of the digest over what a JSON file says; those of earlier versions have none."""
+"""Key of the digest over what a JSON file says."""
 
 
 def read_text(path: Path) -> str:
@@ -22,7 +22,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: there is none, or it is greater than 64 MiB.
-        ValueError: it is not UTF-8.
+        ValueError: it is not UTF-8; the message does not repeat what it is.
     """
     if path.exists() and not path.is_file():  # a device has no end
         raise OSError(errno.EINVAL, "it is no file", str(path))
@@ -30,7 +30,10 @@ def read_text(path: Path) -> str:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise OSError(errno.EFBIG, f"it has more than {MAX_BYTES:,} bytes", str(path))
-    return content.decode()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start:,} is not UTF-8 ({error.reason})") from None
 
 
 def read_json(path: Path) -> Any:
@@ -54,8 +57,8 @@ def seal(values: Mapping[str, Any], key: str = SEAL) -> dict[str, Any]:
 
 
 def is_sound(values: Mapping[str, Any]) -> bool:
-    """Whether values are those that were sealed; without a seal there is nothing to tell by."""
-    return SEAL not in values or values == seal(values)
+    """Whether values have a seal, and are those that were sealed."""
+    return values == seal(values)
 
 
 def sealed_text(values: Mapping[str, Any]) -> str:

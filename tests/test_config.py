@@ -375,6 +375,7 @@ def test_a_command_line_that_cannot_be_used_names_the_way_out(argv, words, capsy
         ("seed: 1.5", "seed is 1.5 (float), must be a int"),
         ("agent: {target_divergence: all}", "is 'all', must be float or auto"),
         ("eval: {at_start: 1}", "eval.at_start is 1 (int), must be a bool"),
+        (f"agent: {{lr: 1{'0' * 400}}}", "agent.lr is 1000"),
         ("log: 3", "log is 3, must be a mapping"),
         ("data: {augment: {probability: 2}}", "augment probability is 2.0"),
         ("task: 3", "unknown task '3'. Nearest:"),

@@ -72,7 +72,10 @@ def learning_curves(run_dir: Path) -> list[Path]:
 
     panels = _panels(train, episodes, config)
     if not panels:
-        raise UserError(f"{run_dir / 'train.csv'} has nothing yet that is drawn")
+        raise UserError(
+            f"{run_dir / 'train.csv'} has nothing yet that is drawn; its columns: "
+            f"{', '.join(map(str, train.columns[:5]))}"
+        )
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]

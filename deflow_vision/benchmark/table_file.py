@@ -30,6 +30,7 @@ KEYS = (
     *("title", "protocol", "tasks", "methods", "seeds", "preset", "settings", "task_settings"),
     *("categories", "published"),
 )
+MAX_SEEDS = 1000
 METHOD_KEYS = ("algo", "observations", "settings", "task_settings")
 
 
@@ -63,8 +64,9 @@ def _read(path: Path, values: Mapping[str, Any]) -> Table:
     if missing := [k for k in ("tasks", "methods", "seeds") if values.get(k) in (None, [], {})]:
         raise ConfigError(f"{path}: {missing[0]} is missing")
     protocol = values.get("protocol", "offline")
-    if protocol not in PROTOCOLS:
-        raise ConfigError(f"{path}: unknown protocol '{protocol}'. {nearest(protocol, PROTOCOLS)}")
+    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
+        known = nearest(str(protocol), PROTOCOLS)
+        raise ConfigError(f"{path}: unknown protocol {protocol!r}. {known}")
     tasks = _tasks(path, values["tasks"])
     return Table(
         name=path.stem,
@@ -160,10 +162,10 @@ def _seeds(path: Path, seeds: Any) -> dict[str, int]:
     by_kind = seeds if isinstance(seeds, Mapping) else {"state": seeds, "pixels": seeds}
     _check_keys(f"{path}: seeds", by_kind, ("state", "pixels"))
     for kind in ("state", "pixels"):
-        if type(by_kind.get(kind)) is not int or by_kind[kind] < 1:
+        if type(by_kind.get(kind)) is not int or not 1 <= by_kind[kind] <= MAX_SEEDS:
             raise ConfigError(
-                f"{path}: seeds is {seeds!r}, must be a count of at least 1, or one for each of "
-                "state and pixels"
+                f"{path}: seeds is {seeds!r}, must be a count from 1 to {MAX_SEEDS:,}, or one for "
+                "each of state and pixels"
             )
     return dict(by_kind)
 

@@ -192,7 +192,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(item, args[0], where) for item in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):  # of what no float holds, which is no value for one
+            return float(value)
     if kind is Path and isinstance(value, str):
         return Path(value)
     if isinstance(kind, type) and type(value) is kind:

@@ -83,7 +83,7 @@ def checked_attributes(path: Path | str, root: Any) -> dict[str, Any]:
             f"{path} is incomplete: its writer did not finish. Delete it, then collect, download "
             "or convert it again."
         )
-    if SEAL in attributes and attributes != seal(attributes, SEAL):
+    if attributes != seal(attributes, SEAL):
         raise damaged(path, "its attributes are not those that were written (digest differs)")
     for name in _FACTS:
         if name not in attributes:
@@ -125,13 +125,12 @@ def check_description(path: Path | str, name: str, array: Any, rows: int) -> Non
         raise damaged(path, f"array {name} of shape {array.shape} has chunks of {array.chunks}")
 
 
-def check_array(array: Any, digest: str, sealed: bool) -> list[str]:
+def check_array(array: Any, digest: str) -> list[str]:
     """Read an array whole and check its values and its digests.
 
     Args:
         array: a `zarr.Array` of a store.
         digest: what the store says that the array's is.
-        sealed: whether its blocks have digests; those of old stores have none.
 
     Returns:
         What is wrong, a sentence each; empty if all is well.
@@ -151,7 +150,7 @@ def check_array(array: Any, digest: str, sealed: bool) -> list[str]:
             problems[number] = f"{block_name(array, number)}: {what}"
     try:
         description = digest_of(read_file(array, "zarr.json"))
-        recorded = read_file(array, BLOCK_DIGESTS) if sealed else b"".join(blocks)
+        recorded = read_file(array, BLOCK_DIGESTS)
     except (OSError, StoreError) as error:
         return [*problems.values(), f"{array.path}: its digests cannot be checked: {error}"]
     written = [recorded[i : i + 32] for i in range(0, len(recorded), 32)]
@@ -161,9 +160,6 @@ def check_array(array: Any, digest: str, sealed: bool) -> list[str]:
                 text = f"{block_name(array, number)}: it is not the block that was written there"
                 problems.setdefault(number, text)
         return [problems[number] for number in sorted(problems)]
-    if not sealed:
-        text = f"{array.path}: its files are not those that were written (digest differs)"
-        return list(problems.values()) or [text]
     if blocks == written:
         name = "zarr.json"
     elif array_digest(array, blocks, description) == digest:

@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -77,18 +76,13 @@ def add_goals(path: Path, goals: Mapping[str, Labels]) -> None:
             for name, digest in attributes["digests"].items()
             if not name.startswith(f"{place}/")
         }
-        root.attrs.put(_renewed(attributes))
+        root.attrs.put(seal(attributes, SEAL))
         shutil.rmtree(path / place, ignore_errors=True)
         group = root.create_group(place)
         for name, value in values.items():
             create_array(group, name, (), "float32").append(value)
         attributes["digests"] |= write_digests(group)
-        root.attrs.put(_renewed(attributes))
-
-
-def _renewed(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Attributes after a change, sealed anew where they were sealed."""
-    return seal(attributes, SEAL) if SEAL in attributes else attributes
+        root.attrs.put(seal(attributes, SEAL))
 
 
 def goal_rows(labels: Labels, length: int) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ VERSION = 1
 SPLITS = ("train", "val")
 SIDE_DTYPES = {"qpos": "float32", "qvel": "float32", "button_states": "int64"}
 BLOCK_DIGESTS = "block_digests"
-SEAL = "attributes_digest"  # old stores have neither
+SEAL = "attributes_digest"
 
 ZSTD_LEVEL = 1  # frames come out as small as at 3, in 60% of the time
 _CHUNK_BYTES = 3 << 18  # 64 frames of 64 x 64 x 3

@@ -26,7 +26,6 @@ from deflow_vision.datasets.goals import add_goals
 from deflow_vision.datasets.partial import refuse_existing
 from deflow_vision.datasets.remote import RETRY_SECONDS, open_remote
 from deflow_vision.datasets.schema import (
-    SEAL,
     SIDE_DTYPES,
     SPLITS,
     UNREADABLE,
@@ -198,7 +197,7 @@ def verify(path: Path | str) -> list[str]:
     problems = []
     root = open_remote(store.path) if isinstance(store.path, str) else open_root(store.path, "r")
     for name, digest in store.attributes["digests"].items():
-        problems += check_array(root[name], digest, SEAL in store.attributes)
+        problems += check_array(root[name], digest)
     for split in store.splits.values():
         if split is not None:
             problems += _check_ends(split)

@@ -275,30 +275,6 @@ def test_verify_tells_which_other_file_of_an_array_is_altered(make_store):
     ]
 
 
-def make_old(path: Path) -> None:
-    """As stores were before blocks and attributes had digests."""
-    edit_attributes(path, reseal=False, attributes_digest=None)
-    for file in path.rglob("block_digests"):
-        file.unlink()
-
-
-def test_old_store_without_digests_of_blocks_verifies_as_before(make_store):
-    path = make_store()
-    make_old(path)
-    assert verify(path) == []
-    swap_blocks(path)
-    (problem,) = verify(path)
-    assert problem.startswith("train/observations: its files are not those that were written")
-
-
-def test_goal_in_an_old_store_leaves_it_one(make_store):
-    path = make_store()
-    make_old(path)
-    add_goals(path, {"train": {"task2": (np.zeros(17), np.ones(17))}})
-    assert open_store(path).train.goals() == ["task1", "task2"]
-    assert verify(path) == []
-
-
 def test_goal_that_is_added_has_digests_of_blocks_and_attributes(make_store):
     path = make_store()
     add_goals(path, {"train": {"task1": (np.zeros(17), np.ones(17))}})
@@ -316,6 +292,7 @@ def test_goal_that_is_added_has_digests_of_blocks_and_attributes(make_store):
         {"notes": ["new"]},
         {"notes": None},
         {"extra": 1},
+        {"attributes_digest": None},
     ],
 )
 @pytest.mark.parametrize("check", [open_store, lambda path: add_goals(path, {})])

@@ -57,6 +57,14 @@ def test_a_table_that_cannot_be_drawn_is_refused_by_its_name(run, content):
         learning_curves(run)
 
 
+def test_a_table_of_something_else_is_refused_with_its_columns(run):
+    (run / "train.csv").write_text("step,cash,debt\n1,2,3\n")
+    with pytest.raises(
+        UserError, match=r"train\.csv has nothing yet that is drawn; its columns: step, cash"
+    ):
+        learning_curves(run)
+
+
 @pytest.mark.parametrize(
     "change",
     [
