@@ -65,8 +65,8 @@ demo-state: $(DATA)/cube-single-play-v0.zarr ## state: collect, train and watch 
 $(DATA)/cube-single-play-v0.zarr: | .venv system
 	$(BIN)/python scripts/data.py collect cube-single-play --episodes 200
 
-test: system browser ## run the test suite, a process a core
-	$(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
+test: system browser ## run the test suite
+	$(BIN)/pytest
 
 soak: system ## damage files by the thousand and kill work by the dozen (docs/reliability.md)
 	$(BIN)/python -m tests.faults
