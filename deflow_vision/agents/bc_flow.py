@@ -94,9 +94,7 @@ class BCFlow(Agent):
     def decide(self, observations: Tensor, noises: Tensor, *, explore: bool = False) -> Tensor:
         """One sample mu(s, z) a row; the same when exploring."""
         features = self.features(observations, "flow")
-        return sample_actions(
-            lambda x, t: self.bc_flow(features, x, t), noises, self.config.flow_steps
-        )
+        return sample_actions(self.bc_flow.held(features), noises, self.config.flow_steps)
 
     def update_targets(self, step: int) -> None:
         """Do nothing: there are no slow copies."""

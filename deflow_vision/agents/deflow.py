@@ -292,7 +292,7 @@ class DeFlow(Agent):
     @torch.no_grad()
     def base_actions(self, features: Tensor, noises: Tensor) -> Tensor:
         """mu(s, z): M Euler steps of the base flow from z, clipped at the end, no gradient."""
-        return sample_actions(partial(self.bc_flow, features), noises, self.config.flow_steps)
+        return sample_actions(self.bc_flow.held(features), noises, self.config.flow_steps)
 
     def update_targets(self, step: int) -> None:
         """Mix the critic, and the encoder it reads, into their slow copies."""

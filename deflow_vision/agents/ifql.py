@@ -149,9 +149,7 @@ class IFQL(Agent):
     @torch.no_grad()
     def flow_actions(self, features: Tensor, noises: Tensor) -> Tensor:
         """mu(s, z): M Euler steps of the flow from z, clipped at the end, (B, A)."""
-        return sample_actions(
-            lambda x, t: self.bc_flow(features, x, t), noises, self.config.flow_steps
-        )
+        return sample_actions(self.bc_flow.held(features), noises, self.config.flow_steps)
 
     def update_targets(self, step: int) -> None:
         """Mix the critic, and the encoder it reads, into their slow copies."""

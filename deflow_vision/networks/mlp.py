@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deflow_vision.networks.products import Linear, fuses, linear, linear_gelu
+from deflow_vision.networks.products import Linear, fuses, held, linear, linear_gelu
 
 LAYER_NORM_EPS = 1e-6
 
@@ -75,8 +76,18 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in_dim) to (..., out_dim) float32."""
-        for layer, norm in zip(self.hidden, self.norms, strict=True):
-            weight, bias = cast(Linear, layer).weight, cast(Linear, layer).bias
+        return self._map(self._kernels(), x)
+
+    def held(self) -> Callable[[Tensor], Tensor]:
+        """The same map for many calls without gradient, its weights cast once for all of them."""
+        return partial(self._map, [(held(weight), held(bias)) for weight, bias in self._kernels()])
+
+    def _kernels(self) -> list[tuple[Tensor, Tensor]]:
+        layers = [cast(Linear, layer) for layer in self.hidden]
+        return [(layer.weight, layer.bias) for layer in layers]
+
+    def _map(self, kernels: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+        for (weight, bias), norm in zip(kernels, self.norms, strict=True):
             x = norm(_activated(self.activation, x, weight, bias))
         with torch.autocast(x.device.type, enabled=False):
             return self.out(x.float())  # type: ignore[no-any-return]

@@ -37,8 +37,18 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU(W x + b), its tanh form, in one pass over memory where no gradient is asked."""
     if torch.is_grad_enabled() or not fuses(x):
         return F.gelu(linear(x, weight, bias), approximate="tanh")
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    dtype = _computed_in(x)
     return _product(x.to(dtype), weight.to(dtype), bias.to(dtype), "gelu", [], "tanh")
+
+
+def held(parameter: Tensor) -> Tensor:
+    """A parameter as `linear_gelu` takes it where no gradient is asked, cast once for many calls.
+
+    It does not follow what is learned later.
+    """
+    if torch.is_grad_enabled() or not fuses(parameter):
+        return parameter
+    return parameter.to(_computed_in(parameter))
 
 
 class _Linear(torch.autograd.Function):
@@ -79,8 +89,12 @@ def fuses(x: Tensor) -> bool:
         return False
     if torch._C._are_functorch_transforms_active():
         return False
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    return dtype in _onednn_dtypes()
+    return _computed_in(x) in _onednn_dtypes()
+
+
+def _computed_in(x: Tensor) -> torch.dtype:
+    """What autocast makes of x, on a CPU."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Gaussians that tanh takes to actions: their density, their layers at the start."""
+"""Gaussians that tanh takes to actions (density, first layers); a flow whose features stay."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
-from deflow_vision.networks.actors import SquashedGaussianActor, squashed_gaussian_sample
+from deflow_vision.networks.actors import (
+    SquashedGaussianActor,
+    VelocityField,
+    squashed_gaussian_sample,
+)
 from deflow_vision.networks.mlp import MLP, EnsembleMLP, orthogonal_init_
 
 B, A, D = 7, 3, 5
@@ -116,3 +120,19 @@ def test_orthogonal_kernels_have_their_gains_member_by_member():
     assert not torch.equal(*(member[0] for member in kernels[1:]))
     assert all(layer.bias.abs().max() == 0 for layer in layers)
     assert all(bias.abs().max() == 0 for bias in ensemble.biases)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_held_field_is_the_field_to_the_bit(bf16, grad):
+    field, features = VelocityField(D, A, (8, 8)), torch.randn(B, D)
+    actions, times = torch.randn(B, A), torch.rand(B)
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        assert torch.equal(field.held(features)(actions, times), field(features, actions, times))
+
+
+def test_a_held_field_passes_gradients_on():
+    field, features = VelocityField(D, A, (8,)), torch.randn(B, D, requires_grad=True)
+    field.held(features)(torch.randn(B, A), torch.rand(B)).sum().backward()
+    assert features.grad.any()
+    assert all(parameter.grad.any() for parameter in field.parameters())

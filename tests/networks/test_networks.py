@@ -57,10 +57,12 @@ def test_kernels_are_xavier_uniform_and_biases_zero():
     assert not any(bias.any() for bias in critic.mlp.biases)
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (7, 8), (5, 5), (16, 18)])
-def test_same_max_pool_pads_as_the_reference(shape):
+@pytest.mark.parametrize("shape", [(8, 8), (7, 8), (5, 5), (16, 18), (2, 2)])
+@pytest.mark.parametrize("grad", [True, False])
+def test_same_max_pool_pads_as_the_reference(shape, grad):
     x = torch.randn(2, 3, *shape)
-    pooled = same_max_pool(x)
+    with torch.set_grad_enabled(grad):
+        pooled = same_max_pool(x)
     for axis, size in zip((2, 3), shape, strict=True):
         assert pooled.shape[axis] == (size + 1) // 2
     # Windows of SAME padding start at 2i - floor(total padding / 2).
