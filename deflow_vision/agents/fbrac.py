@@ -153,7 +153,9 @@ class FBRAC(Agent):
 
     def policy(self, features: Tensor, noises: Tensor) -> Tensor:
         """mu(s, z): M Euler steps of v from z, clipped at the end; differentiable; (B, A)."""
-        return sample_actions(self.flow.held(features), noises, self.config.flow_steps)
+        return sample_actions(
+            lambda x, t: self.flow(features, x, t), noises, self.config.flow_steps
+        )
 
     def update_targets(self, step: int) -> None:
         """Mix the critic, and the encoder it reads, into their slow copies."""

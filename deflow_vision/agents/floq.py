@@ -244,7 +244,9 @@ class Floq(Agent):
     @torch.no_grad()
     def flow_actions(self, features: Tensor, noises: Tensor) -> Tensor:
         """mu(s, x): M Euler steps of the flow of actions, clipped at the end, no gradient."""
-        return sample_actions(self.bc_flow.held(features), noises, self.config.flow_steps)
+        return sample_actions(
+            lambda x, t: self.bc_flow(features, x, t), noises, self.config.flow_steps
+        )
 
     def update_targets(self, step: int) -> None:
         """Mix the field, and the encoder it reads, into their slow copies."""
