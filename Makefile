@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help .venv system browser doctor docs demo demo-state test soak lint bench bench-data bench-render clean
+.PHONY: help .venv system browser doctor docs demo demo-state test soak lint bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -80,14 +80,9 @@ docs: .venv ## build the documentation site into site/; a broken link is an erro
 	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . site
 	@echo "open $(CURDIR)/site/index.html"
 
-bench: .venv ## time an update from state and from pixels on this machine
-	$(BIN)/python scripts/time_update.py
-
-bench-data: .venv ## time streaming, conversion and sampling (10 minutes and 12 GB of disk, freed again)
-	$(BIN)/python scripts/time_data.py
-
-bench-render: system ## time and compare the render profiles on this machine
-	$(BIN)/python scripts/time_render.py
+bench: system ## time all that is held to a figure, in one table (PARTS="update action", TO=page, REFERENCE=checkout)
+	$(BIN)/python scripts/bench.py $(if $(PARTS),--parts $(PARTS)) $(if $(TO),--to $(TO)) \
+	  $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(REFERENCE_PYTHON),--reference-python $(REFERENCE_PYTHON))
 
 clean: ## remove .venv and every cache; data/ and runs/ stay
 	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

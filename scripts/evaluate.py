@@ -18,7 +18,7 @@ class Arguments:
     videos: int = 0
     """How many of them are filmed."""
     num_envs: int = 4
-    """Environments that run side by side, a process each."""
+    """Environments that run side by side, in a process a core."""
     step: int | None = None
     """Which checkpoint; by default the newest."""
     seed: int = 0

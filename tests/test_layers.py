@@ -36,6 +36,9 @@ MAY_IMPORT = {
     | {"agents", "networks", "config", "datasets", "envs", "analysis"},
     "benchmark": GROUND | {"config", "analysis"},
     "sharing": GROUND | {"agents", "config", "datasets", "training", "analysis"},
+    "timing": GROUND
+    | NUMERICS
+    | {"agents", "networks", "config", "datasets", "envs", "training", "sharing"},
     "doctor": GROUND | {"agents", "config", "datasets", "envs", "training"},
 }
 """What each part of the package may import, besides itself."""
@@ -49,7 +52,8 @@ ONE_LAZY_HOME = (
 TORCH_FREE = (
     *("types", "seeding", "tasks", "files", "envs"),
     *(f"datasets.{name}" for name in ("store", "transitions", "sampler", "relabel", "collect")),
-    *("datasets.divergence", "datasets.likeness", "benchmark.job", "doctor.drawing"),
+    *("datasets.divergence", "datasets.likeness"),
+    *("benchmark.job", "doctor.drawing", "timing.drawing"),
 )
 
 

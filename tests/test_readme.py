@@ -125,12 +125,9 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     "scripts/benchmark.py": check_benchmark,
     **{
         f"scripts/{script}.py": functools.partial(check_arguments, script)
-        for script in ("doctor", "embeddings", "evaluate", "export", "report")
+        for script in ("bench", "doctor", "embeddings", "evaluate", "export", "report")
     },
-    **{
-        f"scripts/{script}.py": functools.partial(check_main, script)
-        for script in ("compare", "time_action", "time_data", "time_render", "time_update")
-    },
+    "scripts/compare.py": functools.partial(check_main, "compare"),
     "scripts/time_reference.py": check_time_reference,
     "pytest": check_pytest,
     "scripts/toy.py": check_toy,

@@ -117,7 +117,7 @@ class EvalConfig:
     episodes: int = 50
     """Episodes of an evaluation."""
     num_envs: int = 4
-    """Environments that run side by side, a process each; the results do not depend on it."""
+    """Environments that run side by side, in a process a core; the results do not depend on it."""
     max_episode_steps: int | None = None
     """Cap on the length of an episode, marked in the results. By default the task's own limit."""
     videos: int = 1

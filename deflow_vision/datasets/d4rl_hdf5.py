@@ -28,6 +28,7 @@ import numpy as np
 
 from deflow_vision import __version__
 from deflow_vision.datasets.episodes import Episode, write_episodes
+from deflow_vision.datasets.hdf5_storage import refuse_storage
 from deflow_vision.datasets.order import RowOrder
 from deflow_vision.datasets.schema import StoreError
 from deflow_vision.datasets.store import StoreWriter
@@ -35,7 +36,6 @@ from deflow_vision.tasks import Task, resolve_dataset
 
 _BLOCK_ROWS = 1 << 15
 _CACHE_BYTES = 32 << 20  # of decoded HDF5 chunks, an array; h5py's own 1 MiB decodes some twice
-_MAX_CHUNK_BYTES = 128 << 20  # D4RL's take some megabytes at most
 _LONGEST = 100_000  # steps; D4RL's longest episodes have some thousand
 _VALUES = ("observations", "actions", "rewards")
 _FLAGS = ("terminals", "timeouts")
@@ -280,20 +280,3 @@ def read_through(path: Path, *, contents: bool = True) -> None:
     with h5py.File(path, "r", locking=False) as file:  # a download holds a lock of its own
         if contents:
             file.visititems(read)
-
-
-def refuse_storage(array: Any) -> None:
-    """Refuse an array that lies in other files, or takes a machine's memory to decode.
-
-    Args:
-        array: an `h5py.Dataset`.
-
-    Raises:
-        ValueError: its storage is external or virtual, or a chunk or a row of it too large.
-    """
-    if array.external or array.is_virtual:
-        raise ValueError("its values lie in another file")
-    chunk = array.chunks or (1, *array.shape[1:])
-    size = math.prod(chunk) * array.dtype.itemsize
-    if size > _MAX_CHUNK_BYTES:
-        raise ValueError(f"a chunk of it takes {size:,} bytes, more than {_MAX_CHUNK_BYTES:,}")

@@ -1,4 +1,4 @@
-"""Several copies of an environment, each in a worker process, stepped together.
+"""Several copies of an environment in worker processes, stepped together.
 
 Why not gymnasium's AsyncVectorEnv: it steps all copies or none, while an evaluation of exactly N
 episodes needs each copy to stop and start by itself (a pixel environment takes about 100 ms a step
@@ -8,38 +8,18 @@ EOFError without the environment's name.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
-from deflow_vision.envs.make import make_env
 from deflow_vision.envs.own import is_own
 from deflow_vision.envs.rendering import check_profile, draws, probe, worker_variables
-from deflow_vision.envs.states import draw_state, state_shapes
+from deflow_vision.envs.server import EnvServer, EnvStep
 from deflow_vision.envs.worker import Worker, WorkerError, close_all
 from deflow_vision.types import UserError
-
-_VIDEO_SCALE = 3  # a 64 x 64 observation is drawn as 192 x 192 in videos
-
-
-class EnvStep(NamedTuple):
-    """What a step of one environment returns.
-
-    Attributes:
-        observation: (H, W, C * frame_stack) uint8 or (D * frame_stack,) float32.
-        reward: r of this step.
-        terminated: the task ended the episode.
-        truncated: the time limit ended it.
-        info: `success`, 1.0 or 0.0, where the environment reports it.
-    """
-
-    observation: np.ndarray
-    reward: float
-    terminated: bool
-    truncated: bool
-    info: dict[str, float]
 
 
 class EnvError(UserError):
@@ -54,9 +34,14 @@ class EnvPool:
 
     Args:
         env_id: see `make_env`, as the other arguments.
-        num_envs: number of worker processes.
+        num_envs: number of copies.
+        processes: worker processes that the copies share; by default one a core, and one a copy
+            where a timeout is given or the environment is somebody's own, which may use what a
+            process has only once. A policy's call costs little more for several copies than for
+            one, so that several a core are stepped faster; what ends a process ends all of them.
         timeout: seconds that a step, a reset or the making of a copy may take, for ever by default;
-            one that takes longer is an `EnvError`, and its copy must be restarted.
+            one that takes longer is an `EnvError`, and its copy must be restarted. Only copies in
+            processes of their own have one.
 
     Attributes:
         num_envs: number of copies.
@@ -77,6 +62,7 @@ class EnvPool:
         env_id: str,
         *,
         num_envs: int,
+        processes: int | None = None,
         frame_stack: int = 1,
         max_episode_steps: int | None = None,
         render_profile: str = "official",
@@ -87,6 +73,16 @@ class EnvPool:
             check_profile(render_profile)
         if num_envs < 1:
             raise UserError(f"num_envs is {num_envs}; it must be 1 or more.")
+        if processes is None:
+            alone = timeout is not None or is_own(env_id)
+            processes = num_envs if alone else len(os.sched_getaffinity(0))
+        if processes < 1:
+            raise UserError(f"processes is {processes}; it must be 1 or more.")
+        if timeout is not None and processes < num_envs:
+            raise UserError(
+                f"timeout is {timeout:g} and {num_envs} environments share {processes} processes: "
+                "with a timeout each needs one of its own."
+            )
         self.env_id = env_id
         self.num_envs = num_envs
         self._timeout = timeout
@@ -94,7 +90,8 @@ class EnvPool:
         self._variables = worker_variables(pixels=env_id.startswith("visual-"))
         self.can_render = draws(self._variables)
         self._arguments = (env_id, frame_stack, max_episode_steps, render_profile, resolution)
-        self._workers = [self._make() for _ in range(num_envs)]
+        self._num_processes = min(processes, num_envs)
+        self._workers = [self._make(process) for process in range(self._num_processes)]
         try:
             self._send(0, "describe")
             shape, self.observation_dtype, self.action_dim, draws_itself = self._receive(0)
@@ -160,10 +157,15 @@ class EnvPool:
         return [results[index] for index in indices]
 
     def restart(self, index: int) -> None:
-        """Make one copy anew, in another process, whatever has become of it."""
-        self._workers[index].close()
-        self._workers[index] = self._make()
-        self._episodes[index] = "before the first episode after a restart"
+        """Make one copy anew, in another process, whatever has become of it.
+
+        The copies that share its process are made anew with it.
+        """
+        process = index % self._num_processes
+        self._workers[process].close()
+        self._workers[process] = self._make(process)
+        for copy in range(process, self.num_envs, self._num_processes):
+            self._episodes[copy] = "before the first episode after a restart"
 
     def render(self, index: int) -> np.ndarray:
         """A picture of one copy for a video, (H, W, 3) uint8, about 200 x 200.
@@ -209,19 +211,21 @@ class EnvPool:
     ) -> None:
         self.close()
 
-    def _make(self) -> Worker:
-        return Worker(_EnvServer, *self._arguments, variables=self._variables)
+    def _make(self, process: int) -> Worker:
+        copies = len(range(process, self.num_envs, self._num_processes))
+        return Worker(EnvServer, copies, *self._arguments, variables=self._variables)
 
     def _send(self, index: int, method: str, *args: Any) -> None:
         try:
-            self._workers[index].start(self._timeout)
-            self._workers[index].send(method, *args)
+            copy, process = divmod(index, self._num_processes)
+            self._workers[process].start(self._timeout)
+            self._workers[process].send(method, copy, *args)
         except WorkerError as error:
             raise self._failure(index, error) from error
 
     def _receive(self, index: int) -> Any:
         try:
-            return self._workers[index].receive(self._timeout)
+            return self._workers[index % self._num_processes].receive(self._timeout)
         except WorkerError as error:
             raise self._failure(index, error) from error
 
@@ -230,52 +234,3 @@ class EnvPool:
             f"environment {self.env_id}, copy {index} of {self.num_envs}, failed "
             f"{self._episodes[index]}: {error}"
         )
-
-
-class _EnvServer:
-    """The worker's side."""
-
-    def __init__(
-        self,
-        env_id: str,
-        frame_stack: int,
-        max_episode_steps: int | None,
-        render_profile: str,
-        resolution: int | None,
-    ) -> None:
-        self._env = make_env(
-            env_id,
-            frame_stack=frame_stack,
-            max_episode_steps=max_episode_steps,
-            render_profile=render_profile,
-            resolution=resolution,
-        )
-        self._own, self._pixels = is_own(env_id), env_id.startswith("visual-")
-
-    def describe(self) -> tuple[tuple[int, ...], str, int, bool]:
-        space, actions = self._env.observation_space, self._env.action_space
-        return space.shape, space.dtype.name, actions.shape[0], self._env.render_mode == "rgb_array"
-
-    def reset(self, seed: int) -> np.ndarray:
-        observation: np.ndarray = self._env.reset(seed=seed)[0]
-        return observation
-
-    def step(self, action: np.ndarray) -> EnvStep:
-        observation, reward, terminated, truncated, info = self._env.step(action)
-        # The rest of info is the whole simulator state: not worth the pipe.
-        success = {"success": float(info["success"])} if "success" in info else {}
-        return EnvStep(observation, reward, terminated, truncated, success)
-
-    def render(self) -> np.ndarray:
-        frame: np.ndarray = (self._env if self._own else self._env.unwrapped).render()
-        scale = _VIDEO_SCALE if self._pixels else 1
-        return frame.repeat(scale, axis=0).repeat(scale, axis=1)
-
-    def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return state_shapes(self._env)
-
-    def draw(self, state: Mapping[str, np.ndarray]) -> np.ndarray:
-        return draw_state(self._env, state)
-
-    def close(self) -> None:
-        self._env.close()

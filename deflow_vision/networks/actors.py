@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deflow_vision.flow import Velocity
-from deflow_vision.networks.mlp import MLP, Activation, gelu
+from deflow_vision.networks.gelu import gelu
+from deflow_vision.networks.mlp import MLP, Activation
 
 
 class VelocityField(nn.Module):
@@ -53,18 +53,14 @@ class VelocityField(nn.Module):
             actions: x, the point on the flow's path, or the base action.
             times: t in [0, 1], or None for a network without time.
         """
-        return self._velocity(self.mlp, features, actions, times)
+        inputs = [features, actions] if times is None else [features, actions, times.unsqueeze(-1)]
+        velocities: Tensor = self.mlp(torch.cat(inputs, dim=-1))
+        return velocities
 
     def held(self, features: Float[Tensor, "B D"]) -> Velocity:
         """The field at features that stay, for an integration without gradient."""
-        return partial(self._velocity, self.mlp.held(), features)
-
-    @staticmethod
-    def _velocity(
-        mlp: Callable[[Tensor], Tensor], features: Tensor, actions: Tensor, times: Tensor | None
-    ) -> Tensor:
-        inputs = [features, actions] if times is None else [features, actions, times.unsqueeze(-1)]
-        return mlp(torch.cat(inputs, dim=-1))
+        mlp = self.mlp.held(features)
+        return lambda actions, times: mlp(torch.cat([actions, times.unsqueeze(-1)], dim=-1))
 
 
 class GaussianActor(nn.Module):

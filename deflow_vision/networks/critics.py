@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deflow_vision.networks.mlp import LAYER_NORM_EPS, MLP, Activation, EnsembleMLP, gelu
+from deflow_vision.networks.gelu import gelu
+from deflow_vision.networks.mlp import LAYER_NORM_EPS, MLP, Activation, EnsembleMLP
 
 
 class Critic(nn.Module):

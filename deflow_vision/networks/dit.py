@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deflow_vision.networks.mlp import fan_in_normal_, gelu
+from deflow_vision.networks.gelu import gelu
+from deflow_vision.networks.mlp import fan_in_normal_
 from deflow_vision.networks.products import Linear
 
 NUM_FREQUENCIES = 128

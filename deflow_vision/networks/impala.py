@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deflow_vision.networks.mlp import gelu
+from deflow_vision.networks.gelu import gelu
 from deflow_vision.networks.products import Linear
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deflow_vision.networks.gelu import gelu
 from deflow_vision.networks.products import Linear, fuses, held, linear, linear_gelu
 
 LAYER_NORM_EPS = 1e-6
@@ -26,10 +26,8 @@ LAYER_NORM_EPS = 1e-6
 Activation = Callable[[Tensor], Tensor]
 """An elementwise function."""
 
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh approximation, elementwise."""
-    return F.gelu(x, approximate="tanh")
+Layer = tuple[Tensor, Tensor, nn.Module]
+"""A hidden layer: weight (O, I), bias (O,), norm."""
 
 
 def _activated(activation: Activation, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -76,18 +74,34 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in_dim) to (..., out_dim) float32."""
-        return self._map(self._kernels(), x)
+        return self._map(self._layers(), x)
 
-    def held(self) -> Callable[[Tensor], Tensor]:
-        """The same map for many calls without gradient, its weights cast once for all of them."""
-        return partial(self._map, [(held(weight), held(bias)) for weight, bias in self._kernels()])
+    def held(self, leading: Tensor) -> Callable[[Tensor], Tensor]:
+        """The map of the other columns of the input, for many calls without gradient.
 
-    def _kernels(self) -> list[tuple[Tensor, Tensor]]:
+        What the leading columns (B, D) add to the first layer is computed once for all calls, and
+        weights are cast once.
+        """
+        (weight, bias, norm), *layers = self._layers()
+        columns = leading.shape[-1]
+        with torch.autocast(leading.device.type, enabled=False):
+            given = linear(leading.float(), weight[:, :columns], bias)
+        kernel = weight[:, columns:].t()
+        layers = [(held(weight), held(bias), norm) for weight, bias, norm in layers]
+
+        def call(x: Tensor) -> Tensor:
+            with torch.autocast(x.device.type, enabled=False):
+                x = self.activation(torch.addmm(given, x, kernel))
+            return self._map(layers, norm(x))
+
+        return call
+
+    def _layers(self) -> list[Layer]:
         layers = [cast(Linear, layer) for layer in self.hidden]
-        return [(layer.weight, layer.bias) for layer in layers]
+        return [(layer.weight, layer.bias, n) for layer, n in zip(layers, self.norms, strict=True)]
 
-    def _map(self, kernels: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
-        for (weight, bias), norm in zip(kernels, self.norms, strict=True):
+    def _map(self, layers: Sequence[Layer], x: Tensor) -> Tensor:
+        for weight, bias, norm in layers:
             x = norm(_activated(self.activation, x, weight, bias))
         with torch.autocast(x.device.type, enabled=False):
             return self.out(x.float())  # type: ignore[no-any-return]

@@ -1,9 +1,9 @@
 """Linear layers by the fastest product of the processor at hand.
 
-On a CPU, PyTorch multiplies float32 by MKL, which on AMD's processors takes twice the time of
-oneDNN. Here oneDNN does it, forwards and backwards; its last digits differ. Whatever else there is
-(a GPU, bfloat16 under autocast, which is oneDNN's already, a compiler, a transform of `torch.func`)
-takes PyTorch's own way.
+On a CPU, PyTorch multiplies float32 by MKL, which with AVX-512 on AMD's processors takes twice the
+time of oneDNN. There oneDNN does it, forwards and backwards; its last digits differ. Whatever else
+there is (few rows, a CPU without AVX-512, a GPU, bfloat16 under autocast, which is oneDNN's
+already, a compiler, a transform of `torch.func`) takes PyTorch's own way.
 """
 
 from __future__ import annotations
@@ -14,6 +14,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from deflow_vision.networks.gelu import gelu
+from deflow_vision.networks.processor import lacks_avx512, plainly_on_cpu
+
+
+FEW_ROWS = 8
+"""Rows up to which float32 stays MKL's: oneDNN lays a weight out anew at each call, which takes as
+long as such a product."""
 
 
 class Linear(nn.Linear):
@@ -34,10 +42,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """GELU(W x + b), its tanh form, in one pass over memory where no gradient is asked."""
+    """GELU(W x + b), in one pass over memory where that is fast and no gradient is asked."""
     if torch.is_grad_enabled() or not fuses(x):
-        return F.gelu(linear(x, weight, bias), approximate="tanh")
+        return gelu(linear(x, weight, bias))
     dtype = _computed_in(x)
+    if dtype == torch.float32 and not _is_faster_by_onednn(x):
+        return gelu(linear(x, weight, bias))
     return _product(x.to(dtype), weight.to(dtype), bias.to(dtype), "gelu", [], "tanh")
 
 
@@ -77,7 +87,14 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, *after: Any) -> Ten
 
 
 def _multiplies_by_onednn(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and fuses(x)
+    if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    return fuses(x) and _is_faster_by_onednn(x)
+
+
+def _is_faster_by_onednn(x: Tensor) -> bool:
+    """Whether it is, of float32."""
+    return not lacks_avx512() and x.shape[:-1].numel() > FEW_ROWS
 
 
 def fuses(x: Tensor) -> bool:
@@ -85,11 +102,7 @@ def fuses(x: Tensor) -> bool:
 
     There the members of an ensemble are as fast one by one as in one batched product.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    if torch._C._are_functorch_transforms_active():
-        return False
-    return _computed_in(x) in _onednn_dtypes()
+    return plainly_on_cpu(x) and _computed_in(x) in _onednn_dtypes()
 
 
 def _computed_in(x: Tensor) -> torch.dtype:

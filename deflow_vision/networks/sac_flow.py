@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deflow_vision.networks.mlp import LAYER_NORM_EPS, MLP, fan_in_normal_, gelu
+from deflow_vision.networks.gelu import gelu
+from deflow_vision.networks.mlp import LAYER_NORM_EPS, MLP, fan_in_normal_
 from deflow_vision.networks.products import Linear
 
 GATE_DIM = 256

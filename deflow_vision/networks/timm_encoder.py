@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from deflow_vision.networks.mlp import gelu
+from deflow_vision.networks.gelu import gelu
 from deflow_vision.types import UserError
 
 log = logging.getLogger(__name__)

@@ -71,7 +71,7 @@ def evaluate(
 
     Args:
         agent: acts without exploration.
-        pool: environments, one process each.
+        pool: environments.
         seed: the run's seed.
         step: updates done; together they seed the episodes.
         episodes: N.

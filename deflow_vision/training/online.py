@@ -24,7 +24,8 @@ import torch
 from deflow_vision.agents.base import Agent
 from deflow_vision.datasets.joint_replay import JointReplay
 from deflow_vision.datasets.replay import Replay
-from deflow_vision.envs.pool import EnvError, EnvPool, EnvStep
+from deflow_vision.envs.pool import EnvError, EnvPool
+from deflow_vision.envs.server import EnvStep
 from deflow_vision.seeding import derive_seed
 from deflow_vision.training import checkpoint
 from deflow_vision.training.batches import returns_settings
@@ -75,7 +76,9 @@ def open_training_pool(setup: Setup) -> EnvPool | None:
     config = setup.config
     if not config.online_steps or setup.first_step == setup.last_step:
         return None
-    return setup.open_pool(num_envs=config.online.num_envs, timeout=config.online.timeout_seconds)
+    # One that fails is begun anew with its process: each has its own.
+    count, timeout = config.online.num_envs, config.online.timeout_seconds
+    return setup.open_pool(num_envs=count, processes=count, timeout=timeout)
 
 
 @dataclass

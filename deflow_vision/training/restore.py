@@ -123,7 +123,7 @@ def evaluate_run(
         out_dir: takes `episodes.csv`, `videos/` and, of all this, `evaluation.json`; a new folder.
         episodes: N.
         videos: how many of them are filmed.
-        num_envs: environment processes.
+        num_envs: environments that run side by side.
         step: which checkpoint; by default the newest.
         seed: of the episodes; none of them is one that training evaluated.
         device: where the agent acts.

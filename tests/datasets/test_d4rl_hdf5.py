@@ -381,6 +381,25 @@ def test_a_chunk_that_takes_a_machines_memory_is_refused_before_it_is_decoded(tm
         read_through(source)
 
 
+def test_a_chunk_that_is_longer_than_the_file_is_refused_before_memory_is_taken(tmp_path):
+    source = write_file(tmp_path, PEN, rows_of(PEN, (), (9,)))
+    with h5py.File(source, "r+") as file:
+        rewards = file["rewards"][()]
+        put(file, "rewards", chunks=(5,), compression="gzip")[:] = rewards
+    with h5py.File(source) as file:
+        stored = file["rewards"].id.get_chunk_info(1)
+    size, address = (stored.size.to_bytes(4, "little"), stored.byte_offset.to_bytes(8, "little"))
+    content = bytearray(source.read_bytes())
+    # A node of the tree that lists chunks: size, filters, two coordinates, where the chunk begins.
+    at = content.index(size + bytes(4) + (5).to_bytes(8, "little") + bytes(8) + address)
+    content[at + 3] = 0x10  # the fourth byte of its size: 256 MiB
+    source.write_bytes(content)
+    beyond = r"its chunk at \(5,\) ends 268,435,\d+ bytes after byte .* beyond the file"
+    assert_refused(source, tmp_path, f"rewards: .*{beyond}")
+    with pytest.raises(ValueError, match=beyond):
+        read_through(source)
+
+
 def test_rows_without_an_end_are_refused_before_all_of_them_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(d4rl_hdf5, "_LONGEST", 20)
     monkeypatch.setattr(d4rl_hdf5, "_BLOCK_ROWS", 10)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from deflow_vision.envs.make import make_env, registered_id
-from deflow_vision.envs.pool import EnvError, EnvPool, EnvStep
+from deflow_vision.envs.pool import EnvError, EnvPool
 from deflow_vision.envs.rendering import NO_DRAWING, NoRendererError, worker_variables
+from deflow_vision.envs.server import EnvStep
 from deflow_vision.envs.worker import run_in_worker
 
 MAZE = "pointmaze-medium-navigate-singletask-task1-v0"

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from deflow_vision.networks import products
 from deflow_vision.networks.products import Linear, linear
 
 ROWS, IN, OUT = 6, 7, 5
@@ -18,6 +19,12 @@ def draw(*shape):
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def avx512(monkeypatch):
+    """A processor on which oneDNN is the faster, whatever this one is."""
+    monkeypatch.setattr(products, "lacks_avx512", lambda: False)
 
 
 def gradients(function, inputs):
@@ -39,6 +46,13 @@ def test_oneDNN_is_what_multiplies(monkeypatch):
     monkeypatch.setattr(F, "linear", lambda *args: calls.append(args))
     Linear(IN, OUT)(draw(ROWS, IN))
     assert not calls
+
+
+def test_without_avx512_it_is_pytorchs_own(monkeypatch):
+    monkeypatch.setattr(products, "lacks_avx512", lambda: True)
+    layer, x = Linear(IN, OUT), draw(ROWS, IN)
+    assert_same(layer(x), F.linear(x, layer.weight, layer.bias))
+    assert type(layer(x).grad_fn).__name__ == "AddmmBackward0"
 
 
 @pytest.mark.parametrize("biased", [True, False])

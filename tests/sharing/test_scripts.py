@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from deflow_vision.sharing import Policy
-from scripts import export, time_action
-from tests.agents.conftest import make_agent
+from scripts import export
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -48,9 +47,3 @@ def test_the_ten_lines_of_the_readme_play_an_episode(call):
     names: dict[str, object] = {}
     exec(lines, names)
     assert names["terminated"] or names["truncated"]
-
-
-def test_every_way_of_timing_gives_an_action():
-    agent = make_agent("state")
-    for way in ("eager", "torch-export", "onnx"):
-        assert time_action.WAYS[way](agent)().shape == (1, 3)

@@ -10,7 +10,8 @@ import torch
 
 from deflow_vision.config.schema import OnlineConfig
 from deflow_vision.datasets.replay import Replay
-from deflow_vision.envs.pool import EnvError, EnvStep
+from deflow_vision.envs.pool import EnvError
+from deflow_vision.envs.server import EnvStep
 from deflow_vision.seeding import derive_seed
 from deflow_vision.training.online import Collector
 

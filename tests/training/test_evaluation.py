@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deflow_vision.agents.deflow import DeFlow, DeFlowConfig
-from deflow_vision.envs.pool import EnvStep
+from deflow_vision.envs.server import EnvStep
 from deflow_vision.networks.encoders import EncoderConfig
 from deflow_vision.training.evaluation import Evaluator, evaluate
 from deflow_vision.training.logger import RunLogger

@@ -1,17 +1,19 @@
-"""Time and compare the render profiles on this machine: `python scripts/time_render.py`."""
+"""The render profiles: the rate of each, and the likeness of its frames to the official ones.
+
+Nothing here reaches torch: MuJoCo draws in the process that calls.
+"""
+
+from __future__ import annotations
 
 import copy
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
-import tyro
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from deflow_vision.datasets.collect import Collector
 from deflow_vision.envs.make import make_collection_env
@@ -24,66 +26,67 @@ EPISODE_STEPS = 100
 AMPLIFICATION = 8
 
 
-def main(
-    environments: tuple[str, ...] = ("cube-double", "scene", "puzzle-4x4"),
-    frames: int = 16,
-    repeats: int = 3,
-    picture: Path | None = None,
-) -> None:
-    """Print the rate of each profile, and the likeness of its frames to the official ones.
+@dataclass(frozen=True)
+class Drawn:
+    """What a profile came to in an environment.
 
-    The frames show OGBench's oracles at work, 25 steps apart. The profiles take turns at drawing
-    all of them; a rate is that of the median time of a frame, without physics. "triangles" are the
-    arm's, and "ready in" is what a profile costs a process once.
+    Attributes:
+        rates: frames/s at the median of each turn.
+        likeness: dB to the official frames, of each frame.
+        triangles: the arm's.
+        ready_in: seconds that the profile costs a process once.
+        frame: the last one, (64, 64, 3).
+    """
+
+    rates: tuple[float, ...]
+    likeness: tuple[float, ...]
+    triangles: int
+    ready_in: float
+    frame: np.ndarray
+
+
+def draw_profiles(environment: str, frames: int, rounds: int) -> tuple[str, dict[str, Drawn]]:
+    """Draw the same states with each profile, in turns.
+
+    The frames show OGBench's oracles at work, 25 steps apart, at 64 x 64. A rate is that of the
+    median time of a frame, without physics.
 
     Args:
-        environments: whose pixel versions to draw, at 64 x 64.
+        environment: whose pixel version to draw.
         frames: how many states.
-        repeats: turns of each profile.
-        picture: where to write a frame of each environment side by side, as PNG or JPEG.
+        rounds: turns of each profile.
+
+    Returns:
+        What draws, and what was found of each profile.
     """
     backend = probe()
-    title = f"{backend.renderer}, {backend.name}, one process"
-    table = Table(title=title, box=box.SIMPLE, padding=(0, 0))
-    for column in ("environment", "profile"):
-        table.add_column(column, no_wrap=True)
-    for column in ("triangles", "ready in", "frames/s", "ratio", "mean PSNR", "worst"):
-        table.add_column(column, justify="right")
-    pictures = {}
-    for environment in environments:
-        envs = {
-            profile: make_collection_env(f"visual-{environment}", render_profile=profile)
-            for profile in RENDER_PROFILES
-        }
-        states = oracle_states(environment, frames)
-        seconds: dict[str, list[float]] = {profile: [] for profile in envs}
-        drawn = {}
-        for env in envs.values():
-            draw_state(env, states[0])  # makes the renderer
-        for _ in range(repeats):
-            for profile, env in envs.items():
-                drawn[profile], times = draw(env, states)
-                seconds[profile] += times
-        medians = {profile: statistics.median(times) for profile, times in seconds.items()}
+    envs = {
+        profile: make_collection_env(f"visual-{environment}", render_profile=profile)
+        for profile in RENDER_PROFILES
+    }
+    states = oracle_states(environment, frames)
+    rates: dict[str, list[float]] = {profile: [] for profile in envs}
+    drawn: dict[str, np.ndarray] = {}
+    for env in envs.values():
+        draw_state(env, states[0])  # makes the renderer
+    for _ in range(rounds):
         for profile, env in envs.items():
-            errors = np.square(drawn[profile].astype(float) - drawn["official"]).mean((1, 2, 3))
-            with np.errstate(divide="ignore"):
-                likeness = 10 * np.log10(255**2 / errors)
-            table.add_row(
-                environment,
-                profile,
-                f"{arm_triangles(env.unwrapped.model):,}",
-                f"{seconds_to_apply(envs['official'].unwrapped.model, profile):.2f} s",
-                f"{1 / medians[profile]:.1f}",
-                f"{medians['official'] / medians[profile]:.1f}",
-                f"{likeness.mean():.1f} dB",
-                f"{likeness.min():.1f} dB",
-            )
-            env.close()
-        pictures[environment] = {profile: frames[-1] for profile, frames in drawn.items()}
-    Console().print(table)
-    if picture is not None:
-        write_picture(picture, pictures)
+            drawn[profile], seconds = draw(env, states)
+            rates[profile].append(1 / statistics.median(seconds))
+    found = {}
+    for profile, env in envs.items():
+        errors = np.square(drawn[profile].astype(float) - drawn["official"]).mean((1, 2, 3))
+        with np.errstate(divide="ignore"):
+            likeness = 10 * np.log10(255**2 / errors)
+        found[profile] = Drawn(
+            tuple(rates[profile]),
+            tuple(likeness.tolist()),
+            arm_triangles(env.unwrapped.model),
+            seconds_to_apply(envs["official"].unwrapped.model, profile),
+            drawn[profile][-1],
+        )
+        env.close()
+    return f"{backend.renderer}, {backend.name}, one process", found
 
 
 def oracle_states(environment: str, count: int) -> list[dict[str, np.ndarray]]:
@@ -149,7 +152,3 @@ def write_picture(path: Path, pictures: dict[str, dict[str, np.ndarray]]) -> Non
         row[0].set_ylabel(environment)
     figure.tight_layout()
     figure.savefig(path, dpi=96)
-
-
-if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
