@@ -17,7 +17,7 @@ class Arguments:
     """How many episodes."""
     videos: int = 0
     """How many of them are filmed."""
-    num_envs: int = 4
+    num_envs: int = 8
     """Environments that run side by side, in a process a core."""
     step: int | None = None
     """Which checkpoint; by default the newest."""

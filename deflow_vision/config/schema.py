@@ -116,7 +116,7 @@ class EvalConfig:
     """Evaluate before the first update."""
     episodes: int = 50
     """Episodes of an evaluation."""
-    num_envs: int = 4
+    num_envs: int = 8
     """Environments that run side by side, in a process a core; the results do not depend on it."""
     max_episode_steps: int | None = None
     """Cap on the length of an episode, marked in the results. By default the task's own limit."""

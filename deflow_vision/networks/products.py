@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from deflow_vision.networks.gelu import gelu
 from deflow_vision.networks.processor import lacks_avx512, plainly_on_cpu
 
-
 FEW_ROWS = 8
 """Rows up to which float32 stays MKL's: oneDNN lays a weight out anew at each call, which takes as
 long as such a product."""

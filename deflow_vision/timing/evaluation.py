@@ -22,7 +22,7 @@ from deflow_vision.timing.turns import alone
 from deflow_vision.training.evaluation import evaluate
 
 TASK = "cube-single-play"
-POOLS = ((1, 1), (2, 2), (4, 2))
+POOLS = ((1, 1), (2, 2), (8, 2))
 """Environments and processes that are timed; the last, with the default number of environments, is
 held against the loop."""
 

@@ -28,7 +28,7 @@ VIDEO_FPS = 20
 STATE_VIDEO_EVERY = 4
 """A state task draws every fourth step: a picture costs far more than a step."""
 
-ACT_ROWS = 4
+ACT_ROWS = 8
 """Rows of every call of a policy, the last one repeated where there are fewer. A matrix product
 rounds a row differently when the number of rows is another one, and in 200 steps two episodes part
 over that: so the number is always the same, whatever the number of environments."""

@@ -13,6 +13,7 @@ from deflow_vision.envs.pool import EnvError, EnvPool
 from deflow_vision.envs.rendering import NO_DRAWING, NoRendererError, worker_variables
 from deflow_vision.envs.server import EnvStep
 from deflow_vision.envs.worker import run_in_worker
+from deflow_vision.types import UserError
 
 MAZE = "pointmaze-medium-navigate-singletask-task1-v0"
 ARM = "cube-single-play-singletask-task2-v0"
@@ -162,6 +163,77 @@ def test_a_worker_that_draws_never_imports_torch() -> None:
     assert np.array_equal(first[..., :3], first[..., 3:])
     assert np.array_equal(second[..., :3], first[..., 3:])
     assert first.std() > 5
+
+
+@pytest.mark.parametrize("env_id", [MAZE, PIXELS])
+def test_copies_that_share_a_process_are_those_that_have_one_each(env_id: str) -> None:
+    def play(processes: int) -> list[np.ndarray]:
+        with EnvPool(env_id, num_envs=3, processes=processes) as pool:
+            assert len(pool._workers) == processes
+            generator = np.random.default_rng(8)
+            seen = pool.reset_many([2, 0, 1], [31, 32, 33])
+            for copies in ([0, 1, 2], [2, 0], [1]):
+                actions = generator.uniform(-1, 1, (len(copies), pool.action_dim))
+                seen += [result.observation for result in pool.step(copies, actions)]
+            return [*seen, *pool.reset_many([1, 2], [31, 32])]
+
+    shared, own = play(2), play(3)
+    assert len(shared) == 11
+    for one, other in zip(shared, own, strict=True):
+        assert np.array_equal(one, other)
+    assert not np.array_equal(shared[0], shared[1])
+
+
+def test_an_error_of_one_copy_leaves_the_answers_of_its_neighbours_their_own() -> None:
+    actions = np.array([[0.0, 0.0], [None, None], [1.0, 1.0]], object)
+    with EnvPool("tests.envs.own_envs:make_walk", num_envs=3, processes=1) as pool:
+        pool.reset_many([0, 1, 2], [4, 5, 6])
+        first, failed, third = pool.try_step([0, 1, 2], actions)
+        assert "copy 1 of 3, failed in the episode with seed 5" in str(failed)
+        again = pool.reset_many([0, 1, 2], [4, 5, 6])
+        alike = pool.step([0, 2], actions[[0, 2]])
+        for result, other in zip((first, third), alike, strict=True):
+            assert isinstance(result, EnvStep)
+            assert np.array_equal(result.observation, other.observation)
+        assert len({tuple(observation) for observation in again}) == 3
+
+
+def test_a_restart_renews_the_copies_of_a_process_and_no_others() -> None:
+    with EnvPool("tests.envs.own_envs:make_walk", num_envs=4, processes=2) as pool:
+        pool.reset_many([0, 1, 2, 3], [4, 5, 6, 7])
+        pids = [worker.pid for worker in pool._workers]
+        os.kill(pids[1], signal.SIGKILL)
+        results = pool.try_step([0, 1, 2, 3], np.zeros((4, 2)))
+        assert [isinstance(result, EnvError) for result in results] == [False, True, False, True]
+        pool.restart(3)
+        before = pool.reset_many([1, 3], [5, 7])
+        pool.step([0, 1, 2, 3], np.zeros((4, 2)))
+        assert pool._workers[0].pid == pids[0]
+        assert np.array_equal(before[0], pool.reset(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"processes": 0}, "processes is 0; it must be 1 or more"),
+        (
+            {"processes": 1, "timeout": 2.0},
+            "timeout is 2 and 2 environments share 1 processes: with a timeout each needs one",
+        ),
+    ],
+)
+def test_processes_without_a_meaning_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        EnvPool(MAZE, num_envs=2, **arguments)
+
+
+def test_by_default_a_core_has_a_process_and_somebodys_own_copy_one_of_its_own() -> None:
+    cores = len(os.sched_getaffinity(0))
+    for env_id, processes in ((MAZE, cores), ("tests.envs.own_envs:make_walk", cores + 1)):
+        with EnvPool(env_id, num_envs=cores + 1) as pool:
+            assert len(pool._workers) == processes
+    with EnvPool(MAZE, num_envs=cores + 1, timeout=100.0) as pool:
+        assert len(pool._workers) == cores + 1
 
 
 def test_a_step_that_takes_too_long_is_an_error_and_a_restarted_copy_goes_on() -> None:

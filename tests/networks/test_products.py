@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from deflow_vision.networks import products
-from deflow_vision.networks.products import Linear, linear
+from deflow_vision.networks.products import Linear, linear, linear_gelu
 
-ROWS, IN, OUT = 6, 7, 5
+ROWS, IN, OUT = products.FEW_ROWS + 4, 7, products.FEW_ROWS + 2
 
 
 def draw(*shape):
@@ -37,7 +37,7 @@ def gradients(function, inputs):
 
 def assert_same(ours, theirs):
     for our, their in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
@@ -46,6 +46,24 @@ def test_oneDNN_is_what_multiplies(monkeypatch):
     monkeypatch.setattr(F, "linear", lambda *args: calls.append(args))
     Linear(IN, OUT)(draw(ROWS, IN))
     assert not calls
+
+
+def test_few_rows_are_pytorchs_own():
+    layer, x = Linear(IN, OUT), draw(products.FEW_ROWS, IN)
+    assert type(layer(x).grad_fn).__name__ == "AddmmBackward0"
+    assert type(layer(draw(ROWS, IN)).grad_fn).__name__ == "_LinearBackward"
+
+
+@pytest.mark.parametrize("rows", [products.FEW_ROWS, ROWS])
+@pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-5), (True, 2e-2)])
+def test_a_layer_and_its_gelu_are_one_formula(rows, bf16, tolerance):
+    inputs = [draw(rows, IN), draw(OUT, IN), draw(OUT)]
+    wanted = F.gelu(F.linear(*inputs), approximate="tanh")
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                got = linear_gelu(*inputs).float()
+            torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
 def test_without_avx512_it_is_pytorchs_own(monkeypatch):
