@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -86,15 +87,15 @@ class MLP(nn.Module):
         columns = leading.shape[-1]
         with torch.autocast(leading.device.type, enabled=False):
             given = linear(leading.float(), weight[:, :columns], bias)
-        kernel = weight[:, columns:].t()
         layers = [(held(weight), held(bias), norm) for weight, bias, norm in layers]
+        return partial(self._map_held, given, weight[:, columns:].t(), norm, layers)
 
-        def call(x: Tensor) -> Tensor:
-            with torch.autocast(x.device.type, enabled=False):
-                x = self.activation(torch.addmm(given, x, kernel))
-            return self._map(layers, norm(x))
-
-        return call
+    def _map_held(
+        self, given: Tensor, kernel: Tensor, norm: nn.Module, layers: Sequence[Layer], x: Tensor
+    ) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.activation(torch.addmm(given, x, kernel))
+        return self._map(layers, norm(x))
 
     def _layers(self) -> list[Layer]:
         layers = [cast(Linear, layer) for layer in self.hidden]

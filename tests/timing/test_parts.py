@@ -108,10 +108,10 @@ def test_every_way_of_acting_gives_an_action(act):
 
 
 def test_an_evaluation_is_held_against_a_loop(tmp_path):
-    one, two = rows("evaluation", tmp_path).values()
-    assert one.goal is None
-    assert two.goal.limit == 1.8
-    assert one.against == two.against
+    *others, default = rows("evaluation", tmp_path).values()
+    assert [figure.goal for figure in others] == [None, None]
+    assert default.goal.limit == 1.8
+    assert {figure.against for figure in others} == {default.against}
 
 
 def test_waiting_is_a_share_of_the_step(tmp_path):
