@@ -16,7 +16,7 @@ faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 fill = lambda: torch.empty(2**24).fill_(1.0)  # 64 MiB
 fill(), fill()
 before = faults()
-for _ in range(5):
+for _ in range(20):
     fill()
 print(faults() - before)
 """
@@ -29,4 +29,4 @@ def page_faults(how: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_memory_that_tensors_free_is_used_again_without_page_faults():
-    assert 20 * page_faults("keep") < page_faults("leave")
+    assert 10 * page_faults("keep") < page_faults("leave")

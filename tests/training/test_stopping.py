@@ -26,6 +26,14 @@ from tests.training.test_online import replay_files, walks  # noqa: F401
 NO_CHECKPOINTS = ("--checkpoint.every", "0")
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """An interrupt is heeded, even where the tests run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def send(monkeypatch):
     """Send this process a signal before some call of a function."""
