@@ -165,10 +165,12 @@ def test_a_worker_that_draws_never_imports_torch() -> None:
     assert first.std() > 5
 
 
-@pytest.mark.parametrize("env_id", [MAZE, PIXELS])
-def test_copies_that_share_a_process_are_those_that_have_one_each(env_id: str) -> None:
+@pytest.mark.parametrize(("env_id", "profile"), [(MAZE, "official"), (PIXELS, "draft")])
+def test_copies_that_share_a_process_are_those_that_have_one_each(
+    env_id: str, profile: str
+) -> None:
     def play(processes: int) -> list[np.ndarray]:
-        with EnvPool(env_id, num_envs=3, processes=processes, render_profile="draft") as pool:
+        with EnvPool(env_id, num_envs=3, processes=processes, render_profile=profile) as pool:
             assert len(pool._workers) == processes
             generator = np.random.default_rng(8)
             seen = pool.reset_many([2, 0, 1], [31, 32, 33])
