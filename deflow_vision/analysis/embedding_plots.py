@@ -169,6 +169,11 @@ def plot_progress(report: Report, path: Path) -> Path:
                     axis.axhline(value(row), color=color, linestyle=line, lw=1, label=label)
             axis.set_title(title)
             label_steps(axis)
+        # Shares have one scale: a difference of 0.01 is not to look like one of 0.1.
+        shares = [axis for axis, title in zip(axes, panels, strict=False) if "R²" in title]
+        lowest = min(0.0, *(axis.get_ylim()[0] for axis in shares))
+        for axis in shares:
+            axis.set_ylim(lowest, 1.0)
         for axis in axes[len(panels) :]:
             axis.remove()
         _legend_below(figure, axes[0])
