@@ -1,4 +1,4 @@
-"""Evaluate a run's checkpoint again: `python scripts/evaluate.py --run RUN --episodes 50`."""
+"""Evaluate a run's checkpoints: `python scripts/evaluate.py --run RUN --episodes 50 [--follow]`."""
 
 import logging
 import sys
@@ -21,6 +21,8 @@ class Arguments:
     """Environments that run side by side, in a process a core."""
     step: int | None = None
     """Which checkpoint; by default the newest."""
+    follow: bool = False
+    """Every checkpoint that was not evaluated so yet, and while the run goes on each that comes."""
     seed: int = 0
     """Seed of the episodes; none of them repeats one of the run's own evaluations."""
     device: str = "cpu"
@@ -39,34 +41,56 @@ def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     from deflow_vision.analysis.report.run import write_run_report
     from deflow_vision.config import parse_assignments
+    from deflow_vision.training.follow import follow
     from deflow_vision.training.restore import evaluate_run
     from deflow_vision.types import UserError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("deflow_vision").setLevel(logging.INFO)
-    out_dir = args.run / "evaluations" / f"{datetime.now():%Y%m%d-%H%M%S}"
-    try:
+
+    def evaluate(step: int | None) -> None:
+        out_dir = args.run / "evaluations" / f"{datetime.now():%Y%m%d-%H%M%S-%f}"
         metrics = evaluate_run(
             args.run,
             out_dir,
             episodes=args.episodes,
             videos=args.videos,
             num_envs=args.num_envs,
-            step=args.step,
+            step=step,
             seed=args.seed,
             device=args.device,
             env=args.env,
             render_profile=args.render_profile,
-            acting=parse_assignments(args.acting),
+            acting=acting,
         )
         report = write_run_report(args.run)
+        if step is not None:
+            print(f"after {step:,} updates")
+        for name, value in metrics.items():
+            print(f"{name:14} {value:.4g}")
+        print(f"evaluation.json, episodes and videos: {out_dir}")
+        print(f"report: {report}", flush=True)
+
+    try:
+        acting = parse_assignments(args.acting)
+        if not args.follow:
+            evaluate(args.step)
+            return
+        if args.step is not None:
+            raise UserError("--follow evaluates every checkpoint, and --step names one: pass one.")
+        count = follow(
+            args.run,
+            evaluate,
+            episodes=args.episodes,
+            seed=args.seed,
+            env=args.env,
+            render_profile=args.render_profile,
+            acting=acting,
+        )
+        print(f"{count} checkpoints evaluated")
     except (UserError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
-    for name, value in metrics.items():
-        print(f"{name:14} {value:.4g}")
-    print(f"evaluation.json, episodes and videos: {out_dir}")
-    print(f"report: {report}")
 
 
 if __name__ == "__main__":

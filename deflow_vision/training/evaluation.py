@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,7 +109,8 @@ def evaluate(
     while running:
         slots = sorted(running)
         batch = np.stack([observations[slot] for slot in slots])
-        actions = _act(agent, batch, [running[slot][1] for slot in slots], device)
+        with _one_thread():
+            actions = _act(agent, batch, [running[slot][1] for slot in slots], device)
         done = []
         for slot, result in zip(slots, pool.step(slots, actions), strict=True):
             episode = running[slot][0]
@@ -145,6 +147,19 @@ def _act(
         acted = agent.act(torch.from_numpy(batch).to(device), generator=generators)
         actions.append(acted[: len(rows)].cpu().numpy())
     return np.concatenate(actions)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute in one thread: OpenMP's others spin for milliseconds after each product, on cores
+    that the environments need.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _successes(episodes: Sequence[Episode]) -> list[bool]:

@@ -57,6 +57,23 @@ def held(run_dir: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def is_held(run_dir: Path) -> bool:
+    """Whether a process holds the folder of a run; False on a disk that cannot tell."""
+    try:
+        lock = os.open(run_dir / ".lock", os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(lock)  # and the lock with it
+    return False
+
+
 def create_run_folder(
     run_dir: Path,
     config: TrainConfig,

@@ -99,6 +99,29 @@ def test_the_number_of_environments_changes_no_bit_of_an_action(make_policy):
     assert logs[0] == logs[1] == logs[2]
 
 
+def test_a_policy_acts_in_one_thread_and_training_has_its_own_again():
+    class Counting(NoisyPolicy):
+        def act(self, observations, *, generator):
+            threads.append(torch.get_num_threads())
+            return super().act(observations, generator=generator)
+
+    class Failing(NoisyPolicy):
+        def act(self, observations, *, generator):
+            raise RuntimeError("no action")
+
+    threads, before = [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(2, policy=Counting())
+        assert set(threads) == {1}
+        assert torch.get_num_threads() == 2
+        with pytest.raises(RuntimeError, match="no action"):
+            run(2, policy=Failing())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_each_evaluation_has_fresh_seeds_and_repeats_exactly():
     seeds = [[e.seed for e in run(2, step=step)[0]] for step in (10, 10, 20)]
     assert seeds[0] == seeds[1]
