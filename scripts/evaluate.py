@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,11 @@ def main() -> None:
         metrics = evaluate_run(
             args.run,
             out_dir,
-            episodes=args.episodes,
             videos=args.videos,
             num_envs=args.num_envs,
             step=step,
-            seed=args.seed,
             device=args.device,
-            env=args.env,
-            render_profile=args.render_profile,
-            acting=acting,
+            **protocol,
         )
         report = write_run_report(args.run)
         if step is not None:
@@ -72,22 +69,19 @@ def main() -> None:
         print(f"report: {report}", flush=True)
 
     try:
-        acting = parse_assignments(args.acting)
+        protocol: dict[str, Any] = {
+            "episodes": args.episodes,
+            "seed": args.seed,
+            "env": args.env,
+            "render_profile": args.render_profile,
+            "acting": parse_assignments(args.acting),
+        }
         if not args.follow:
             evaluate(args.step)
             return
         if args.step is not None:
             raise UserError("--follow evaluates every checkpoint, and --step names one: pass one.")
-        count = follow(
-            args.run,
-            evaluate,
-            episodes=args.episodes,
-            seed=args.seed,
-            env=args.env,
-            render_profile=args.render_profile,
-            acting=acting,
-        )
-        print(f"{count} checkpoints evaluated")
+        print(f"{follow(args.run, evaluate, **protocol)} checkpoints evaluated")
     except (UserError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None

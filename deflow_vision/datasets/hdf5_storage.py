@@ -26,15 +26,13 @@ def refuse_storage(array: Any) -> None:
         raise ValueError(f"a chunk of it takes {size:,} bytes, more than {_MAX_CHUNK_BYTES:,}")
     if array.chunks:
         file_bytes = array.file.id.get_filesize()
-        beyond = []
 
-        def look(stored: Any) -> None:
-            if stored.byte_offset + stored.size > file_bytes:
-                beyond.append(stored)
+        def look(stored: Any) -> Any:
+            return stored if stored.byte_offset + stored.size > file_bytes else None
 
-        array.id.chunk_iter(look)
-        if beyond:
+        beyond = array.id.chunk_iter(look)  # the first that is
+        if beyond is not None:
             raise ValueError(
-                f"its chunk at {beyond[0].chunk_offset} ends {beyond[0].size:,} bytes after byte "
-                f"{beyond[0].byte_offset:,}, beyond the file, which has {file_bytes:,}"
+                f"its chunk at {beyond.chunk_offset} ends {beyond.size:,} bytes after byte "
+                f"{beyond.byte_offset:,}, beyond the file, which has {file_bytes:,}"
             )

@@ -151,7 +151,7 @@ class EnvPool:
                 results[index] = error
         for index in [index for index in indices if index not in results]:
             try:
-                results[index] = EnvStep(*self._receive(index))
+                results[index] = self._receive(index)
             except EnvError as error:
                 results[index] = error
         return [results[index] for index in indices]

@@ -42,11 +42,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU(W x + b), in one pass over memory where that is fast and no gradient is asked."""
-    if torch.is_grad_enabled() or not fuses(x):
+    if torch.is_grad_enabled() or not _is_faster_by_onednn(x):
         return gelu(linear(x, weight, bias))
     dtype = _computed_in(x)
-    if dtype == torch.float32 and not _is_faster_by_onednn(x):
-        return gelu(linear(x, weight, bias))
     return _product(x.to(dtype), weight.to(dtype), bias.to(dtype), "gelu", [], "tanh")
 
 
@@ -88,11 +86,15 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, *after: Any) -> Ten
 def _multiplies_by_onednn(x: Tensor) -> bool:
     if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    return fuses(x) and _is_faster_by_onednn(x)
+    return _is_faster_by_onednn(x)
 
 
 def _is_faster_by_onednn(x: Tensor) -> bool:
-    """Whether it is, of float32."""
+    """Whether oneDNN may be called on x, and has no equal: in float32 MKL is one at times."""
+    if not fuses(x):
+        return False
+    if _computed_in(x) != torch.float32:
+        return True
     return not lacks_avx512() and x.shape[:-1].numel() > FEW_ROWS
 
 

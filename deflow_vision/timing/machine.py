@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from deflow_vision.timing.turns import seconds_of
 from deflow_vision.training.devices import computes_bfloat16
+from deflow_vision.training.run_folder import processor_name
 
 ROWS, WIDTH = 256, 512
 """The product of a state update: 256 x 512 by 512 x 512."""
@@ -79,27 +79,14 @@ def look() -> Machine:
 
 def _best(call: Callable[[], object], repeats: int = 200) -> float:
     """Seconds of the fastest of several calls."""
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+    return min(seconds_of(call) for _ in range(repeats))
 
 
 def _words(where: torch.device) -> str:
-    cpu = dict(
-        (key.strip(), value.strip())
-        for key, _, value in (
-            line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()
-        )
-    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = "no GPU" if where.type == "cpu" else torch.cuda.get_device_name()
     return (
-        f"{len(os.sched_getaffinity(0))} cores of {cpu.get('model name', platform.machine())} "
+        f"{len(os.sched_getaffinity(0))} cores of {processor_name()} "
         f"({torch.backends.cpu.get_cpu_capability()}), {memory:.0f} GiB, {gpu}, "
         f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from deflow_vision.timing.agents import make_agent, make_updates
+from deflow_vision.timing.agents import Precision, make_agent, make_updates
 from deflow_vision.timing.feeds import pixel_feed
 from deflow_vision.timing.figures import Figure, Goal, Sample
 from deflow_vision.timing.machine import Machine
@@ -19,7 +19,7 @@ from deflow_vision.timing.update import BATCH, PIXELS
 def time_wait(machine: Machine, settings: Settings, folder: Path) -> Iterator[Figure]:
     """The row of updates from pixels in the precision that this machine computes fastest."""
     store = pixel_store(folder / f"frames-{settings.stream_frames}.zarr", settings.stream_frames)
-    precision = "bf16" if machine.bfloat16 else "no"
+    precision: Precision = "bf16" if machine.bfloat16 else "no"
     waited, step = alone(_time, store, precision, settings)
     words = "bf16" if machine.bfloat16 else "float32"
     yield Figure(
@@ -33,10 +33,10 @@ def time_wait(machine: Machine, settings: Settings, folder: Path) -> Iterator[Fi
     )
 
 
-def _time(store: Path, precision: str, settings: Settings) -> tuple[float, float]:
+def _time(store: Path, precision: Precision, settings: Settings) -> tuple[float, float]:
     """Milliseconds of waiting and of all, each a step, after three that are not counted."""
     agent = make_agent(PIXELS, network=settings.network)
-    update = make_updates(agent, "bf16" if precision == "bf16" else "no")
+    update = make_updates(agent, precision)
     feed = pixel_feed(store, BATCH[PIXELS], agent)
     waited = start = 0.0
     for step in range(settings.wait_updates + 3):

@@ -65,10 +65,9 @@ def follow(
         "render_profile": render_profile or read_render_profile(run_dir),
         "acting": dict(acting or {}),
     }
-    count, done = 0, set[int]()
+    count, done = 0, set(_evaluated(run_dir, asked))
     while True:
         training = is_held(run_dir)  # asked first: what it writes before it ends is seen below
-        done |= set(_evaluated(run_dir, asked))
         waiting = [found.step for found in checkpoints(run_dir) if found.step not in done]
         if waiting:
             step = waiting[0]

@@ -150,7 +150,7 @@ def describe_environment() -> dict[str, Any]:
         "git_commit": _git_commit(),
         "machine": {
             "system": platform.platform(),
-            "processor": _processor(),
+            "processor": processor_name(),
             "cores": len(os.sched_getaffinity(0)),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
@@ -266,7 +266,8 @@ def _git_commit() -> str | None:
     return commit + (" with uncommitted changes" if changes else "")
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """The model of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
