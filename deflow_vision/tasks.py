@@ -121,6 +121,11 @@ def resolve_task(name: str) -> Task:
     return names[name]
 
 
+def env_of(name: str, own: str | None) -> str:
+    """The environment of a run: somebody's own where it names one, else that of the named task."""
+    return own or resolve_task(name).env_id
+
+
 def check_own(env: str, name: str | None = None) -> None:
     """Refuse what cannot name somebody's own environment, or the task in it.
 

@@ -6,7 +6,7 @@ import ast
 import base64
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -14,6 +14,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from jupyter_client.manager import KernelManager, start_new_kernel
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -33,8 +34,17 @@ def code_of(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[KernelManager]:
+    """One for all notebooks: a kernel of its own would import everything for each."""
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(FOLDER))
+    yield manager
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
 @pytest.fixture
-def execute(tmp_path: Path) -> Callable[..., list[NotebookNode]]:
+def execute(kernel: KernelManager, tmp_path: Path) -> Callable[..., list[NotebookNode]]:
     """Run a notebook with other parameters, as papermill does; gives its outputs."""
 
     def execute(name: str, **parameters: object) -> list[NotebookNode]:
@@ -57,10 +67,12 @@ def execute(tmp_path: Path) -> Callable[..., list[NotebookNode]]:
         lines = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
         lines += "\nimport torch; torch.set_num_threads(1)"
         notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(lines))
-        client = NotebookClient(
-            notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": FOLDER}}
-        )
-        client.execute()
+        notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+        client = NotebookClient(notebook, km=kernel, timeout=300)
+        try:
+            client.execute()
+        finally:
+            client.kc.stop_channels()
         return [output for cell in code_of(notebook) for output in cell.outputs]
 
     return execute

@@ -33,7 +33,7 @@ class ConfigError(UserError):
     """A configuration that cannot be used; the message names the file, the key and the way out."""
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Safe YAML with the scalars of YAML 1.2: `no` and `off` are words, 3e-4 is a number."""
 
 

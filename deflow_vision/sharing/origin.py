@@ -13,7 +13,7 @@ from deflow_vision.config import TrainConfig
 from deflow_vision.datasets.card import facts, goal_facts, split_facts
 from deflow_vision.sharing.record import Record
 from deflow_vision.sharing.results import evaluations
-from deflow_vision.tasks import resolve_task
+from deflow_vision.tasks import env_of, resolve_task
 from deflow_vision.training.own import GOAL
 from deflow_vision.training.run_folder import find_dataset, read_record, read_spec
 
@@ -38,7 +38,7 @@ def describe(run_dir: Path, config: TrainConfig, updates: int, noise_dim: int) -
         noise_dim: of its agent.
     """
     record, spec = read_record(run_dir), read_spec(run_dir)
-    env_id = config.env or resolve_task(config.task).env_id
+    env_id = env_of(config.task, config.env)
     return Record(
         task=config.task,
         algo=config.algo,

@@ -15,7 +15,7 @@ from typing import Any
 
 from deflow_vision.config import from_yaml
 from deflow_vision.files import read_json
-from deflow_vision.tasks import resolve_task
+from deflow_vision.tasks import env_of
 from deflow_vision.training.checkpoint import checkpoints
 from deflow_vision.training.run_folder import is_held, read_render_profile
 from deflow_vision.types import UserError
@@ -61,7 +61,7 @@ def follow(
     asked = {
         "episodes": episodes,
         "seed": seed,
-        "env": env or config.env or resolve_task(config.task).env_id,
+        "env": env or env_of(config.task, config.env),
         "render_profile": render_profile or read_render_profile(run_dir),
         "acting": dict(acting or {}),
     }

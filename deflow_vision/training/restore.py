@@ -17,7 +17,7 @@ from deflow_vision.config import TrainConfig, apply_layer, from_yaml
 from deflow_vision.envs.pool import EnvPool
 from deflow_vision.files import write_atomically
 from deflow_vision.seeding import derive_seed
-from deflow_vision.tasks import check_own, resolve_task
+from deflow_vision.tasks import check_own, env_of
 from deflow_vision.training import checkpoint
 from deflow_vision.training.drawing import check_drawing
 from deflow_vision.training.evaluation import Evaluator
@@ -148,7 +148,7 @@ def evaluate_run(
     profile = _render_profile(run_dir, render_profile, env)
     with (
         EnvPool(
-            env or resolve_task(config.task).env_id,
+            env_of(config.task, env),
             num_envs=min(num_envs, episodes),
             frame_stack=config.data.frame_stack or 1,
             render_profile=profile,

@@ -7,7 +7,6 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import torch
-from torchvision.utils import make_grid
 
 from deflow_vision.files import write_whole
 
@@ -60,6 +59,8 @@ def contact_sheet(path: Path, frames: np.ndarray, num_pictures: int = 12, column
     Raises:
         ValueError: frames of another shape or type.
     """
+    from torchvision.utils import make_grid  # takes seconds, which training need not wait
+
     frames = _checked(frames)
     chosen = np.linspace(0, len(frames) - 1, min(num_pictures, len(frames))).round().astype(int)
     pictures = torch.from_numpy(enlarge(frames[chosen], min_side=128)).movedim(-1, 1)

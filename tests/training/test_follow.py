@@ -28,7 +28,7 @@ def run(once, configure, tmp_path, monkeypatch):
     """A run with checkpoints after 3 and 6 updates."""
     monkeypatch.setattr(module, "LOOK_EVERY", 0.05)
     if not once.exists():
-        train(configure("state", once))
+        train(configure("own", once))
     return shutil.copytree(once, tmp_path / "run")
 
 
