@@ -1,7 +1,12 @@
 """Shapes and types are checked in tests, and only there: jaxtyping's import hook with beartype."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+# Tensors here are tiny, and tests run side by side: more threads only wait for each other, in the
+# processes that tests start too.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 
 import pytest
 import torch
@@ -12,7 +17,7 @@ from tests.servers import S3, Web
 
 SAMPLE_STORE = Path(__file__).parents[1] / "data/samples/visual-cube-double-play-v0.zarr"
 
-torch.set_num_threads(1)  # tensors here are tiny: more threads only wait for each other
+torch.set_num_threads(1)
 
 install_import_hook(
     [

@@ -171,7 +171,7 @@ def test_runs_are_found_by_words_and_lead_to_their_reports(browser, table, fill)
     found = page.run(
         """(() => {
           const input = document.querySelector("#runs input");
-          input.value = "iql pen";
+          input.value = "iql pen-human";
           input.dispatchEvent(new Event("input"));
           return [...document.querySelectorAll("#runs tbody tr")].filter((row) => row.offsetParent)
             .map((row) => [row.cells[0].textContent, row.cells[1].textContent]);

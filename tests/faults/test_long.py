@@ -37,7 +37,7 @@ def test_a_table_that_stands_still_and_a_short_look_are_named():
 
 
 def test_a_run_is_looked_at_from_outside_with_its_environments(tmp_path):
-    seen = watch(tmp_path / "run", 4.0)
+    seen = watch(tmp_path / "run", 2.0, "--eval.max-episode-steps", "2")
     assert seen[-1].rows > 0
     assert seen[-1].processes >= 3  # and two environments
     assert seen[-1].memory > 100 << 20
