@@ -6,7 +6,6 @@ from typing import Annotated
 
 import tyro
 
-from deflow_vision.analysis.comparison import compare_runs
 from deflow_vision.types import UserError
 
 
@@ -24,6 +23,8 @@ def main(
         columns: columns of train.csv, such as train/flow/loss; by default the usual ones.
         smooth: rows of train.csv that a point is the mean of.
     """
+    from deflow_vision.analysis.comparison import compare_runs
+
     print(compare_runs(runs, to, columns, smooth))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from deflow_vision.training.loop import train
+from tests.forks import forks
 
 SECONDS = 120.0
 """How long the ranks may take before they are said to hang."""
@@ -51,8 +51,7 @@ def launch(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.ranks"])
+    context = forks()
     ends, ranks = [], []
     for rank in range(processes):
         ours, theirs = context.Pipe(duplex=False)

@@ -51,7 +51,9 @@ def traits(algo: str):
 
 
 def small_settings(algo: str):
-    return {"hidden_dims": (11, 13), **getattr(traits(algo), "SMALL", {})}
+    fields = {field.name for field in dataclasses.fields(AGENTS[algo].Config)}
+    few_steps = dict.fromkeys(fields & {"flow_steps"}, 3)
+    return {"hidden_dims": (11, 13), **few_steps, **getattr(traits(algo), "SMALL", {})}
 
 
 def stages(agent, algo: str):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import multiprocessing
 import os
 import resource
 import shutil
@@ -27,6 +26,7 @@ import numpy as np
 from deflow_vision.types import UserError
 from tests.faults.mutations import OUTSIDE, mutate
 from tests.faults.subjects import SUBJECTS, Subject
+from tests.forks import forks
 
 GROWTH = 192 << 20
 """Bytes of address space that opening a tiny folder may take at most."""
@@ -64,8 +64,7 @@ def fuzz(subject: Subject, folder: Path, numbers: range, seed: int = 0) -> Outco
         numbers: of the mutations.
         seed: of all of them.
     """
-    outcome, context = Outcome(), multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.subjects"])
+    outcome, context = Outcome(), forks()
     at = numbers.start
     while at < numbers.stop:
         ours, theirs = context.Pipe(duplex=False)

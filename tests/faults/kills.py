@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
@@ -31,6 +30,7 @@ from safetensors.torch import load_file
 
 from tests.faults import tiny
 from tests.faults.subjects import NPZ
+from tests.forks import forks
 
 OPERATIONS = (
     *("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"),
@@ -272,8 +272,7 @@ class Killer:
 
     def __init__(self, job: Job, folder: Path) -> None:
         self._job, self._base, self._out = job, folder / "base", folder / "out"
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.faults.subjects"])
+        self._context = forks()
         self._base.mkdir(parents=True)
 
     def whole(self) -> Whole:

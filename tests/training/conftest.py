@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,11 @@ def kind(request):
     return request.param
 
 
+def few_steps(flags: Sequence[str]) -> tuple[str, ...]:
+    """Of DeFlow's flow, which takes most of a tiny update's time; not every algorithm has one."""
+    return () if "--algo" in flags else ("--agent.flow-steps", "3")
+
+
 @pytest.fixture
 def arguments(stores):
     """The command line of a tiny run; later flags win. Only the kind "own" is evaluated."""
@@ -78,6 +84,7 @@ def arguments(stores):
         return [
             *(*task, "--data.path", str(stores[kind]), *encoder, *evaluated),
             *("--agent.hidden-dims", "8", "12", "--batch-size", "6", "--offline-steps", "6"),
+            *few_steps(flags),
             *("--checkpoint.every", "3", "--checkpoint.keep", "9", "--log.every", "1"),
             *("--eval.every", "3", "--eval.val-batches", "1"),
             *("--num-threads", "1", "--run-dir", str(run_dir), *flags),

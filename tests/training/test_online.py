@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -17,13 +18,15 @@ import torch
 from deflow_vision.config import load
 from deflow_vision.config.schema import OnlineConfig
 from deflow_vision.datasets.store import StoreWriter
+from deflow_vision.envs.own import examine
 from deflow_vision.envs.pool import EnvPool
 from deflow_vision.seeding import derive_seed
+from deflow_vision.training import own
 from deflow_vision.training.checkpoint import checkpoints
 from deflow_vision.training.loop import train
 from deflow_vision.training.restore import load_policy
 from deflow_vision.types import UserError
-from tests.training.conftest import write_task_store
+from tests.training.conftest import few_steps, write_task_store
 from tests.training.test_loop import assert_same_run, copy_of_run, rows, weights
 
 ENVS = {"state": "make_walk", "pixels": "make_seen_walk", "faulty": "make_faulty"}
@@ -62,8 +65,8 @@ def walks(tmp_path_factory):
     return write_walks(tmp_path_factory.mktemp("walks"))
 
 
-def arguments(kind, walks, run_dir):
-    """The command line of a tiny run."""
+def arguments(kind, walks, run_dir, *flags):
+    """The command line of a tiny run; later flags win."""
     encoder = ("--encoder.name", "impala_debug") if kind == "pixels" else ()
     return [
         *("--env", f"tests.envs.own_envs:{ENVS[kind]}", "--task", "walk", *encoder),
@@ -72,16 +75,23 @@ def arguments(kind, walks, run_dir):
         *("--offline-steps", str(OFFLINE), "--online-steps", str(ONLINE)),
         *("--checkpoint.every", "3", "--checkpoint.keep", "99", "--log.every", "1"),
         *("--eval.every", "5", "--eval.episodes", "0", "--eval.val-batches", "1"),
-        *("--num-threads", "1"),
+        *("--num-threads", "1", *few_steps(flags), *flags),
     ]
+
+
+examine_once = functools.cache(examine)
+
+
+@pytest.fixture(autouse=True)
+def examined_once(monkeypatch):
+    """An environment is looked at in a process of its own once, not for every run."""
+    monkeypatch.setattr(own, "examine", examine_once)
 
 
 @pytest.fixture
 def run(walks, tmp_path):
     """A tiny run in its own folder."""
-    return lambda kind, name, *flags: train(
-        load([*arguments(kind, walks, tmp_path / name), *flags])
-    )
+    return lambda kind, name, *flags: train(load(arguments(kind, walks, tmp_path / name, *flags)))
 
 
 def replay_files(run_dir):
@@ -429,7 +439,7 @@ def test_a_process_that_is_killed_in_the_online_phase_goes_on_bit_for_bit(run, w
     whole = run("pixels", "whole", *flags)
     killed = tmp_path / "killed"
     process = subprocess.Popen(
-        [sys.executable, "scripts/train.py", *arguments("pixels", walks, killed), *flags],
+        [sys.executable, "scripts/train.py", *arguments("pixels", walks, killed, *flags)],
         cwd=Path(__file__).parents[2],
         stderr=subprocess.DEVNULL,
     )
