@@ -32,7 +32,7 @@ def draws(seed=0):
 
 @pytest.mark.parametrize("algo", ["deflow", "fql", "bc_flow"])
 def test_paths_end_at_the_base_flows_actions(algo):
-    agent = make_agent("state", algo=algo)
+    agent = make_agent("state", algo=algo, flow_steps=10)
     noises = standard_normal(9, 3, draws())
     walked = paths(agent, STATE, noises)
     assert walked.shape == (11, 9, 3)
