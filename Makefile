@@ -66,7 +66,7 @@ $(DATA)/cube-single-play-v0.zarr: | .venv system
 	$(BIN)/python scripts/data.py collect cube-single-play --episodes 200
 
 test: system browser ## run the test suite, in a process a core, up to eight
-	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+	$(BIN)/pytest --numprocesses $(CORES) --maxprocesses 8 --dist worksteal
 
 soak: system ## damage files by the thousand and kill work by the dozen (docs/reliability.md)
 	$(BIN)/python -m tests.faults

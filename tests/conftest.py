@@ -19,12 +19,17 @@ SAMPLE_STORE = Path(__file__).parents[1] / "data/samples/visual-cube-double-play
 
 torch.set_num_threads(1)
 
+PACKAGE = Path(__file__).parents[1] / "deflow_vision"
+MODULES = [
+    *PACKAGE.glob("*.py"),
+    *PACKAGE.glob("networks/*.py"),
+    PACKAGE / "datasets/transitions.py",
+]
 install_import_hook(
     [
-        "deflow_vision.flow",
-        "deflow_vision.losses",
-        "deflow_vision.networks",
-        "deflow_vision.datasets.transitions",
+        ".".join(("deflow_vision", *module.relative_to(PACKAGE).with_suffix("").parts))
+        for module in MODULES
+        if "from jaxtyping import" in module.read_text()
     ],
     "beartype.beartype",
 )
