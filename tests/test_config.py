@@ -385,6 +385,7 @@ def test_a_command_line_that_cannot_be_used_names_the_way_out(argv, words, capsy
         ("a: [", "not valid YAML"),
         ("run_dir: !!python/object/apply:os.getcwd []", "not valid YAML"),
         (f"seed: {'[' * 9_999}{']' * 9_999}", "nested too deeply"),
+        (f"seed: {'[' * 999_999}", "nested too deeply"),
         (f"seed: {'9' * 5_000}", "not valid YAML"),
         ("seed: 2001-99-99", "not valid YAML"),
         ("seed: !!timestamp x", "not valid YAML"),

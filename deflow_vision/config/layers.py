@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
 import types
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -33,8 +35,11 @@ class ConfigError(UserError):
     """A configuration that cannot be used; the message names the file, the key and the way out."""
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Safe YAML with the scalars of YAML 1.2: `no` and `off` are words, 3e-4 is a number."""
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the scalars of YAML 1.2: `no` and `off` are words, 3e-4 is a number.
+
+    Not libyaml's, which is faster: a file that is nested too deeply ends the process there.
+    """
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -74,7 +79,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     if len(content) > _MAX_BYTES:
         raise ConfigError(f"{path}: more than {_MAX_BYTES:,} bytes, is no configuration")
-    values = _parse(content, str(path))
+    values = copy.deepcopy(_parse_once(content, str(path)))
     if not isinstance(values, dict | None):
         raise ConfigError(f"{path}: holds a {type(values).__name__}, must be a mapping")
     return values or {}
@@ -104,6 +109,10 @@ def _parse(text: str | bytes, source: str) -> Any:
     except (yaml.YAMLError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
         # Values that only look like a number or a date raise what Python makes of them.
         raise ConfigError(f"{source}: not valid YAML: {error}") from error
+
+
+_parse_once = lru_cache(maxsize=64)(_parse)
+"""For tables that are read for each cell of a benchmark; what it gives is not to be changed."""
 
 
 def _size(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
