@@ -8,6 +8,7 @@ from pathlib import Path
 # processes that tests start too.
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 
+import jaxtyping
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -15,24 +16,32 @@ from jaxtyping import install_import_hook
 from tests.browser import PROGRAMS, Browser, find_chromium
 from tests.servers import S3, Web
 
-SAMPLE_STORE = Path(__file__).parents[1] / "data/samples/visual-cube-double-play-v0.zarr"
+ROOT = Path(__file__).parents[1]
+SAMPLE_STORE = ROOT / "data/samples/visual-cube-double-play-v0.zarr"
 
 torch.set_num_threads(1)
 
-PACKAGE = Path(__file__).parents[1] / "deflow_vision"
-MODULES = [
-    *PACKAGE.glob("*.py"),
-    *PACKAGE.glob("networks/*.py"),
-    PACKAGE / "datasets/transitions.py",
+WITH_SHAPES = [
+    *ROOT.glob("deflow_vision/*.py"),
+    *ROOT.glob("deflow_vision/networks/*.py"),
+    ROOT / "deflow_vision/datasets/transitions.py",
 ]
 install_import_hook(
     [
-        ".".join(("deflow_vision", *module.relative_to(PACKAGE).with_suffix("").parts))
-        for module in MODULES
-        if "from jaxtyping import" in module.read_text()
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in WITH_SHAPES
+        if "from jaxtyping import" in path.read_text()
     ],
     "beartype.beartype",
 )
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the checks of shapes, which a compiled graph cannot hold."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

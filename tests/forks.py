@@ -6,13 +6,12 @@ import multiprocessing
 from multiprocessing.context import ForkServerContext
 
 IMPORTED = [
-    *(
-        "deflow_vision.training.loop",
-        "deflow_vision.sharing.policy",
-        "deflow_vision.analysis.plots",
-    ),
+    "deflow_vision.training.loop",
+    "deflow_vision.sharing.policy",
+    "deflow_vision.analysis.plots",
     "torch._dynamo",  # which the first optimizer imports, in seconds
-    *("tests.ranks", "tests.faults.subjects"),
+    "tests.ranks",
+    "tests.faults.subjects",
 ]
 
 

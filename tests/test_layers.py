@@ -50,6 +50,8 @@ ONE_LAZY_HOME = (
     *("huggingface_hub", "onnxruntime", "submitit", "umap"),
 )
 
+LAZY = (*ONE_LAZY_HOME, "torchvision")
+
 TORCH_FREE = (
     *("types", "seeding", "tasks", "files", "envs"),
     *(f"datasets.{name}" for name in ("store", "transitions", "sampler", "relabel", "collect")),
@@ -129,15 +131,24 @@ def test_an_agent_imports_no_other_agent_but_the_one_that_it_extends() -> None:
                 assert found.module.split(".")[2] in allowed, f"{path.name}: {found.module}"
 
 
+@pytest.mark.parametrize("library", LAZY)
+def test_a_heavy_library_is_imported_only_inside_functions(library: str) -> None:
+    for home, found in homes_of(library):
+        assert found.lazy, f"{home} imports {library} at the top"
+
+
 @pytest.mark.parametrize("library", ONE_LAZY_HOME)
-def test_a_heavy_library_is_imported_in_one_module_and_only_inside_functions(library: str) -> None:
-    homes = set()
+def test_a_library_with_a_home_is_imported_in_one_module(library: str) -> None:
+    homes = {home for home, _ in homes_of(library)}
+    assert len(homes) <= 1, f"{library} is imported in {sorted(homes)}"
+
+
+def homes_of(library: str) -> Iterator[tuple[str, Import]]:
+    """Where it is imported, but for the type checker."""
     for path in [*MODULES, *sorted((ROOT / "scripts").glob("*.py"))]:
         for found in imports_of(path):
             if found.module.split(".")[0] == library and not found.typing:
-                assert found.lazy, f"{path.relative_to(ROOT)} imports {library} at the top"
-                homes.add(str(path.relative_to(ROOT)))
-    assert len(homes) <= 1, f"{library} is imported in {sorted(homes)}"
+                yield str(path.relative_to(ROOT)), found
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

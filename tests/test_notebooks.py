@@ -65,7 +65,6 @@ def execute(kernel: KernelManager, tmp_path: Path) -> Callable[..., list[Noteboo
             parameters["out"] = str(tmp_path / "figures")
         assert set(parameters) <= defaults
         lines = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
-        lines += "\nimport torch; torch.set_num_threads(1)"
         notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(lines))
         notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
         client = NotebookClient(notebook, km=kernel, timeout=300)

@@ -51,6 +51,7 @@ def traits(algo: str):
 
 
 def small_settings(algo: str):
+    # Drawing, tracing and differentiating take as long as a flow has steps.
     fields = {field.name for field in dataclasses.fields(AGENTS[algo].Config)}
     few_steps = dict.fromkeys(fields & {"flow_steps"}, 3)
     return {"hidden_dims": (11, 13), **few_steps, **getattr(traits(algo), "SMALL", {})}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 
-import jaxtyping
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -186,21 +185,12 @@ def test_schedules_hold_no_agent(algo):
         assert copy.deepcopy(schedule) is schedule
 
 
-@pytest.fixture
-def unchecked():
-    """Without the checks of shapes, which a graph cannot hold."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 @pytest.mark.usefixtures("unchecked")
 def test_each_stage_compiles_to_one_graph(algo):
     agent = make_agent("state", algo=algo)
     expected = copy.deepcopy(agent)
     torch._dynamo.reset()
-    # Of one, the gradient's graph too, which takes longer than all that is captured here.
-    counter = CompileCounterWithBackend("aot_eager" if algo == "deflow" else "eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(agent, backend=counter, fullgraph=True, dynamic=False)
     steps = getattr(traits(algo), "STEPS", (0,))
     for seed in range(2):

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -175,8 +174,7 @@ def _read_run(run: Path) -> Any:
             raise UserError(stderr.getvalue()) from error
         raise
     train(config)
-    with mock.patch("deflow_vision.analysis.plots.save_figure"):  # slow, and reads nothing
-        learning_curves(run)
+    learning_curves(run)
     record = Policy.from_run(run).record
     return summarise(run, 6), read_table(run / "train.csv").to_csv(), repr(record)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import zipfile
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import onnxruntime
 import pytest
@@ -22,18 +20,7 @@ SIZES = (1, 5)
 CHOOSING = [("deflow", {"inference": "max_q"}), ("deflow", {"inference": "iterate"})]
 
 
-@pytest.fixture(autouse=True)
-def unchecked():
-    """Without the checks of shapes, which a graph cannot hold."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def agent_of_few_steps(kind: str, algo: str, **changes):
-    """A graph holds each step of a flow, so that tracing it takes as long as there are steps."""
-    names = {field.name for field in dataclasses.fields(AGENTS[algo].Config)}
-    return make_agent(kind, algo=algo, **dict.fromkeys(names & {"flow_steps"}, 2), **changes).eval()
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def inputs(agent, kind: str, size: int) -> dict[str, torch.Tensor]:
@@ -49,7 +36,7 @@ def acted(agent, given: dict[str, torch.Tensor]) -> np.ndarray:
 
 @pytest.mark.parametrize(("algo", "changes"), [*((algo, {}) for algo in AGENTS), *CHOOSING])
 def test_the_graph_of_every_agent_acts_as_the_agent(algo, changes):
-    agent = agent_of_few_steps("state", algo, **changes)
+    agent = make_agent("state", algo=algo, **changes).eval()
     module = program_of(agent).module()
     for size in SIZES:
         given = inputs(agent, "state", size)
@@ -61,7 +48,7 @@ def test_the_graph_of_every_agent_acts_as_the_agent(algo, changes):
 @pytest.mark.parametrize("kind", ["state", "pixels"])
 @pytest.mark.parametrize("algo", ["deflow", "fql", "bc", "iql"])
 def test_files_of_graphs_act_as_the_agent_and_name_no_place(algo, kind, tmp_path):
-    agent = agent_of_few_steps(kind, algo)
+    agent = make_agent(kind, algo=algo).eval()
     write_torch_export(agent, tmp_path / "policy.pt2")
     write_onnx(agent, tmp_path / "policy.onnx")
     loaded = torch.export.load(tmp_path / "policy.pt2").module()

@@ -147,7 +147,7 @@ def test_the_example_runs_as_a_script(tmp_path):
     subprocess.run(
         [sys.executable, "scripts/example_own_data.py", *flags, "--num-threads", "1"],
         cwd=ROOT,
-        env=os.environ | {"DEFLOW_DATA": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"DEFLOW_DATA": str(tmp_path)},
         check=True,
         timeout=200,
     )
