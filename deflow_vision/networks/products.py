@@ -2,7 +2,7 @@
 
 On a CPU, PyTorch multiplies float32 by MKL, which with AVX-512 on AMD's processors takes twice the
 time of oneDNN. There oneDNN does it, forwards and backwards; its last digits differ. Whatever else
-there is (few rows, a CPU without AVX-512, a GPU, bfloat16 under autocast, which is oneDNN's
+there is (few rows, few columns, a CPU without AVX-512, a GPU, bfloat16 under autocast, which is oneDNN's
 already, a compiler, a transform of `torch.func`) takes PyTorch's own way.
 """
 
@@ -22,6 +22,9 @@ FEW_ROWS = 8
 """Rows up to which float32 stays MKL's: oneDNN lays a weight out anew at each call, which takes as
 long as such a product."""
 
+NARROW = 64
+"""Columns, on either side, below which float32 stays MKL's: to call oneDNN takes as long."""
+
 
 class Linear(nn.Linear):
     """W x + b of each row, (..., I) to (..., O)."""
@@ -33,7 +36,7 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """W x + b of each row: x (..., I), weight (O, I), bias (O,) to (..., O)."""
-    if x.ndim != 2 or not _multiplies_by_onednn(x):
+    if x.ndim != 2 or min(weight.shape) < NARROW or not _multiplies_by_onednn(x):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
         return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return]
