@@ -2,8 +2,8 @@
 
 On a CPU, PyTorch multiplies float32 by MKL, which with AVX-512 on AMD's processors takes twice the
 time of oneDNN. There oneDNN does it, forwards and backwards; its last digits differ. Whatever else
-there is (few rows, few columns, a CPU without AVX-512, a GPU, bfloat16 under autocast, which is oneDNN's
-already, a compiler, a transform of `torch.func`) takes PyTorch's own way.
+there is (few rows or columns, a CPU without AVX-512, a GPU, bfloat16 under autocast, which is
+oneDNN's already, a compiler, a transform of `torch.func`) takes PyTorch's own way.
 """
 
 from __future__ import annotations

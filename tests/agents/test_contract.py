@@ -78,6 +78,7 @@ def test_no_product_takes_the_plain_loop_of_onednn(agent, algo, kind, bf16, monk
     if bf16 and torch.bfloat16 not in products._onednn_dtypes():
         pytest.skip("needs instructions for bfloat16")
     monkeypatch.setattr(products, "lacks_avx512", lambda: False)
+    monkeypatch.setattr(products, "NARROW", 0)
     size = products.FEW_ROWS + 3
     batch, noises = make_batch(kind, size=size), make_noises(agent, size=size)
     for stage in stages(agent, algo):

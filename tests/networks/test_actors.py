@@ -132,7 +132,7 @@ def test_a_held_field_is_the_field_but_for_rounding(bf16, tolerance):
         # Each argument counts: what is not held is read anew at each call.
         assert (held(actions + 2, times) - wanted).abs().max() > 5 * tolerance
         assert (held(actions, times + 2) - wanted).abs().max() > 5 * tolerance
-    assert held(actions, times).dtype == torch.float32
+        assert held(actions, times).dtype == torch.float32
 
 
 def test_a_held_field_passes_gradients_on():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from deflow_vision.networks import products
 from deflow_vision.networks.products import Linear, linear, linear_gelu
 
-ROWS, IN, OUT = products.FEW_ROWS + 4, 7, products.FEW_ROWS + 2
+ROWS, IN, OUT = products.FEW_ROWS + 4, products.NARROW + 5, products.NARROW + 2
 
 
 def draw(*shape):
@@ -54,10 +54,16 @@ def test_few_rows_are_pytorchs_own():
     assert type(layer(draw(ROWS, IN)).grad_fn).__name__ == "_LinearBackward"
 
 
+@pytest.mark.parametrize("narrow", [(products.NARROW - 1, OUT), (IN, products.NARROW - 1)])
+def test_few_columns_are_pytorchs_own(narrow):
+    layer, x = Linear(*narrow), draw(ROWS, narrow[0])
+    assert type(layer(x).grad_fn).__name__ == "AddmmBackward0"
+
+
 @pytest.mark.parametrize("rows", [products.FEW_ROWS, ROWS])
 @pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-5), (True, 2e-2)])
 def test_a_layer_and_its_gelu_are_one_formula(rows, bf16, tolerance):
-    inputs = [draw(rows, IN), draw(OUT, IN), draw(OUT)]
+    inputs = [draw(rows, IN), draw(OUT, IN) / IN**0.5, draw(OUT)]
     wanted = F.gelu(F.linear(*inputs), approximate="tanh")
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         for grad in (False, True):
