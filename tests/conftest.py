@@ -1,7 +1,7 @@
 """Shapes and types are checked in tests, and only there: jaxtyping's import hook with beartype."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Tensors here are tiny, and tests run side by side: more threads only wait for each other, in the
@@ -42,6 +42,24 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def onednn_kernels(
+    capfd: pytest.CaptureFixture[str],
+) -> Callable[[Callable[[], object]], list[str]]:
+    """What a call runs of oneDNN: the names of its kernels, `ref` in that of a plain loop."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("needs oneDNN")
+
+    def kernels(call: Callable[[], object]) -> list[str]:
+        capfd.readouterr()
+        with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+            call()
+        lines = capfd.readouterr().out.splitlines()
+        return [line.split(",")[6] for line in lines if ",exec," in line]
+
+    return kernels
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,8 @@ FEW_ROWS = 8
 long as such a product."""
 
 NARROW = 64
-"""Columns, on either side, below which float32 stays MKL's: to call oneDNN takes as long."""
+"""Columns, on either side, below which float32 stays MKL's, unless a GELU is fused to it: to call
+oneDNN takes as long."""
 
 
 class Linear(nn.Linear):
@@ -36,7 +37,7 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """W x + b of each row: x (..., I), weight (O, I), bias (O,) to (..., O)."""
-    if x.ndim != 2 or min(weight.shape) < NARROW or not _multiplies_by_onednn(x):
+    if not _multiplies_by_onednn(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
         return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return]
@@ -82,25 +83,25 @@ class _Linear(torch.autograd.Function):
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, *after: Any) -> Tensor:
     after = after or ("none", [], "")
-    x, weight = _dense(x), _dense(weight)
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, _dense(weight), bias, *after)
     return product
 
 
-def _dense(matrix: Tensor) -> Tensor:
-    """A matrix by rows or by columns without gaps, which oneDNN has kernels for.
+def _dense(weight: Tensor) -> Tensor:
+    """A weight by rows or by columns without gaps, which oneDNN has kernels for.
 
     For a slice of columns, or one number for all rows, its plain loop would take 200 times as long.
+    PyTorch sees to that for the other factor, and not for this one.
     """
-    if matrix.is_contiguous() or matrix.t().is_contiguous():
-        return matrix
-    return matrix.contiguous()
+    if weight.is_contiguous() or weight.t().is_contiguous():
+        return weight
+    return weight.contiguous()
 
 
-def _multiplies_by_onednn(x: Tensor) -> bool:
+def _multiplies_by_onednn(x: Tensor, weight: Tensor) -> bool:
     if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    return _is_faster_by_onednn(x)
+    return x.ndim == 2 and min(weight.shape) >= NARROW and _is_faster_by_onednn(x)
 
 
 def _is_faster_by_onednn(x: Tensor) -> bool:

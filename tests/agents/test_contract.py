@@ -71,9 +71,10 @@ def test_losses_and_metrics_lie_on_the_agents_device(algo, monkeypatch):
             assert value.device.type == "meta", name
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 @pytest.mark.parametrize("bf16", [False, True])
-def test_no_product_takes_the_plain_loop_of_onednn(agent, algo, kind, bf16, monkeypatch, capfd):
+def test_no_product_takes_the_plain_loop_of_onednn(
+    agent, algo, kind, bf16, monkeypatch, onednn_kernels
+):
     # It takes hundreds of times as long; strides for which there is no kernel lead there.
     if bf16 and torch.bfloat16 not in products._onednn_dtypes():
         pytest.skip("needs instructions for bfloat16")
@@ -81,18 +82,17 @@ def test_no_product_takes_the_plain_loop_of_onednn(agent, algo, kind, bf16, monk
     monkeypatch.setattr(products, "NARROW", 0)
     size = products.FEW_ROWS + 3
     batch, noises = make_batch(kind, size=size), make_noises(agent, size=size)
-    for stage in stages(agent, algo):
-        with (
-            torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON),
-            torch.autocast("cpu", torch.bfloat16, enabled=bf16),
-        ):
-            losses, _ = agent(batch, noises, stage)
-            sum(losses.values()).backward()
-            agent.act(batch.observations)
-    lines = capfd.readouterr().out.splitlines()
-    kernels = [line.split(",")[6] for line in lines if ",exec," in line]
-    assert kernels
-    assert not [name for name in kernels if "ref" in name]
+
+    def learn_and_act():
+        for stage in stages(agent, algo):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                losses, _ = agent(batch, noises, stage)
+                sum(losses.values()).backward()
+                agent.act(batch.observations)
+
+    names = onednn_kernels(learn_and_act)
+    assert names
+    assert not [name for name in names if "ref" in name]
 
 
 @pytest.mark.parametrize("bf16", [False, True])
